@@ -1,0 +1,299 @@
+"""Pictures on disk: read them, check their size, resize them, and write them whole or not at all."""
+
+import io
+import os
+import re
+import secrets
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import DiskError, ImageError
+
+# One token of the transformer: two latents of 8 pixels.
+MIN_EDGE = 16
+MAX_EDGE = 16_384
+# 8192 x 8192, and four times that per edge: beyond, one float32 copy of the result alone passes 12 GB.
+MAX_PIXELS = 2**26
+MAX_OUTPUT_EDGE = 65_536
+MAX_OUTPUT_PIXELS = 2**30
+MIN_SCALE, MAX_SCALE = 1, 8
+
+INPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+# Only formats that Pillow decodes in process: among the others, EPS would start an interpreter on the file's program.
+_INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+_ALPHA_MODES = ("LA", "PA", "RGBA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoding:
+    format: str
+    max_edge: int
+    options: dict[str, Any]
+
+
+_JPEG = _Encoding(format="JPEG", max_edge=65_500, options={"quality": 95, "subsampling": 0})
+_ENCODINGS = {
+    ".png": _Encoding(format="PNG", max_edge=MAX_OUTPUT_EDGE, options={}),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": _Encoding(format="WEBP", max_edge=16_383, options={"quality": 95}),
+}
+OUTPUT_SUFFIXES = tuple(_ENCODINGS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """Hold one decoded picture: colour, transparency and the colour profile it was written in.
+
+    Attributes:
+        rgb: [1,3,H,W], float32, [0,1].
+        alpha: [1,1,H,W], float32, [0,1], 1 is opaque; None without transparency.
+        icc_profile: RGB colour profile, passed on unread; None without one.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    icc_profile: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.rgb.ndim != 4 or self.rgb.shape[:2] != (1, 3):
+            raise ValueError(f"expected rgb of shape [1,3,H,W], got {tuple(self.rgb.shape)}; pass one BCHW image")
+        expected = (1, 1, *self.rgb.shape[2:])
+        if self.alpha is not None and self.alpha.shape != expected:
+            raise ValueError(f"expected alpha of shape {expected}, got {tuple(self.alpha.shape)}; resize it to rgb")
+
+
+def check_size(height: int, width: int, scale: float = 1.0, name: str = "the picture") -> None:
+    """Refuse a picture that is too small or too large, or would become too large.
+
+    Args:
+        height: input height in pixels.
+        width: input width in pixels.
+        scale: enlargement, see `check_scale`.
+        name: what to call the picture in the message.
+
+    Raises:
+        ImageError: an edge or the number of pixels, of the input or of the result, is out of bounds.
+    """
+    if min(height, width) < MIN_EDGE or max(height, width) > MAX_EDGE:
+        todo = "use a larger picture" if min(height, width) < MIN_EDGE else "crop or shrink it first"
+        got = f"got {width} x {height} (width x height)"
+        raise ImageError(f"{name}: expected edges of {MIN_EDGE} to {MAX_EDGE} pixels, {got}; {todo}.")
+    if height * width > MAX_PIXELS:
+        raise ImageError(_too_many_pixels(name, f"{width} x {height}"))
+    out_height, out_width = round(height * scale), round(width * scale)
+    if max(out_height, out_width) > MAX_OUTPUT_EDGE or out_height * out_width > MAX_OUTPUT_PIXELS:
+        raise ImageError(
+            f"{name}: expected a result of at most {MAX_OUTPUT_EDGE} pixels per edge and {MAX_OUTPUT_PIXELS // 10**6} "
+            f"million in all, got {out_width} x {out_height} at scale {scale:g}; lower the scale or crop the picture."
+        )
+
+
+def check_scale(scale: float) -> None:
+    """Refuse an enlargement outside [1, 8].
+
+    Args:
+        scale: output edge over input edge.
+
+    Raises:
+        ImageError: scale is out of bounds or not a number.
+    """
+    if not MIN_SCALE <= scale <= MAX_SCALE:
+        raise ImageError(
+            f"scale: expected a number from {MIN_SCALE} to {MAX_SCALE}, got {scale:g}; 4 is what the model is made for."
+        )
+
+
+def check_output_path(path: str | Path) -> None:
+    """Refuse a name that `save_image` cannot write, before any work is spent on the picture.
+
+    Args:
+        path: file to be written.
+
+    Raises:
+        ImageError: the suffix names no known format.
+    """
+    if Path(path).suffix.lower() not in _ENCODINGS:
+        got = Path(path).suffix or "no suffix"
+        raise ImageError(f"{path}: expected a name ending in {', '.join(OUTPUT_SUFFIXES)}, got {got}; rename it.")
+
+
+def load_image(path: str | Path) -> Picture:
+    """Read a picture: any depth and colour mode that Pillow decodes, upright as EXIF says, an animation's first frame.
+
+    Args:
+        path: PNG, JPEG, WebP, TIFF, BMP or GIF file; its content decides, not its name.
+
+    Returns:
+        Picture with transparency apart from colour. 16-bit grey keeps its depth; Pillow cuts 16-bit colour to 8.
+
+    Raises:
+        ImageError: the file is missing, unreadable, not a picture, damaged, too small or too large.
+    """
+    with _open(Path(path)) as image:
+        check_size(image.height, image.width, name=str(path))
+        try:
+            upright = ImageOps.exif_transpose(image)
+        # Decoders of damaged files raise whatever they trip over: OSError, SyntaxError, struct.error, IndexError...
+        except Exception as error:
+            raise ImageError(
+                f"{path}: expected a whole picture, got a truncated or damaged file ({error}); copy or export it again."
+            ) from error
+        rgb, alpha = _to_tensors(upright, str(path))
+        profile = image.info.get("icc_profile")
+    # A grey or CMYK profile does not describe the RGB made from its picture; bytes 16-19 name the colour space.
+    keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB "
+    return Picture(rgb=rgb, alpha=alpha, icc_profile=profile if keeps_profile else None)
+
+
+def save_image(picture: Picture | Tensor, path: str | Path) -> None:
+    """Write a picture as 8-bit PNG, JPEG or WebP, chosen by suffix; the file appears under its name only when whole.
+
+    JPEG has no transparency: there the picture is laid on white, with a warning.
+
+    Args:
+        picture: a Picture, or its colours alone as [1,3,H,W]; clamped to [0,1].
+        path: file to write; an older one of that name is replaced.
+
+    Raises:
+        ImageError: the suffix is unknown, the format cannot hold the size, or the values are not finite.
+        DiskError: the file could not be written; nothing of it is left.
+    """
+    check_output_path(path)
+    path = Path(path)
+    if isinstance(picture, Tensor):
+        picture = Picture(rgb=picture)
+    encoding = _ENCODINGS[path.suffix.lower()]
+    height, width = picture.rgb.shape[2:]
+    if max(height, width) > encoding.max_edge:
+        got = f"got {width} x {height} (width x height); save it as .png"
+        raise ImageError(f"{path}: expected edges of at most {encoding.max_edge} pixels for {encoding.format}, {got}.")
+    rgb, alpha = picture.rgb, picture.alpha
+    if not rgb.isfinite().all():
+        raise ImageError(f"{path}: expected finite colours, got NaN or infinity; run the model at a higher precision.")
+    if alpha is not None and encoding is _JPEG:
+        warnings.warn(
+            f"{path}: JPEG holds no transparency, so it is filled with white; use .png to keep it.", stacklevel=2
+        )
+        rgb, alpha = rgb.clamp(0, 1) * alpha + (1 - alpha), None
+    channels = rgb if alpha is None else torch.cat((rgb, alpha), dim=1)
+    pixels = channels[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    data = io.BytesIO()
+    options = encoding.options | ({"icc_profile": picture.icc_profile} if picture.icc_profile else {})
+    Image.fromarray(pixels).save(data, format=encoding.format, **options)
+    _write_whole(path, data.getbuffer())
+
+
+def resize(image: Tensor, size: tuple[int, int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """Resize with an antialiased kernel, as Pillow's filter of the same name does.
+
+    Args:
+        image: [B,C,H,W], [0,1].
+        size: height and width wanted, in pixels.
+        mode: kernel; bicubic (Keys, a = -0.5) for colour, bilinear where overshoot is unwanted.
+
+    Returns:
+        [B,C,*size] in [0,1].
+    """
+    return F.interpolate(image, size=size, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """List a folder's pictures by suffix in natural order: 2.png before 10.png.
+
+    Args:
+        folder: folder to look into, not below.
+
+    Returns:
+        Paths of the files with a known suffix, hidden files left out.
+
+    Raises:
+        ImageError: the folder is missing or cannot be read.
+    """
+    try:
+        paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in INPUT_SUFFIXES]
+    except OSError as error:
+        raise ImageError(f"{folder}: expected a folder of pictures ({_reason(error)}); check the path.") from error
+    return sorted((path for path in paths if not path.name.startswith(".") and path.is_file()), key=_natural_key)
+
+
+def _open(path: Path) -> Image.Image:
+    """Read the header only; the pixels are decoded later, once the size is known to be bearable."""
+    if path.is_dir():
+        raise ImageError(f"{path}: expected a picture, got a folder; name one file inside it.")
+    try:
+        # Pillow only warns of pictures up to twice its limit; check_size refuses these with their size.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path, formats=_INPUT_FORMATS)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: expected a picture, found no such file; check the path.") from error
+    except PermissionError as error:
+        raise ImageError(f"{path}: expected a readable file, got {_reason(error)}; check its permissions.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(_too_many_pixels(str(path), "more than twice as many")) from error
+    except Exception as error:  # as in decoding
+        raise ImageError(
+            f"{path}: expected a PNG, JPEG, WebP, TIFF, BMP or GIF picture, got something else or a damaged file; "
+            "open it in an image editor and save it as PNG."
+        ) from error
+
+
+def _to_tensors(image: Image.Image, name: str) -> tuple[Tensor, Tensor | None]:
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float32)
+        # Older versions of Pillow give 16-bit PNGs mode I; a true 32-bit range shows in its values.
+        grey = torch.from_numpy(values if image.mode == "F" else values / 65_535)
+        if not (grey.min() >= 0 and grey.max() <= 1):
+            got = "got a wider range; save it as 16-bit PNG"
+            raise ImageError(f"{name}: expected 8 or 16 bits per channel, or floats in [0, 1], {got}.")
+        return grey.expand(1, 3, -1, -1).contiguous(), None
+    has_alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
+    try:
+        pixels = np.array(image.convert("RGBA" if has_alpha else "RGB"))
+    except ValueError as error:
+        raise ImageError(f"{name}: expected grey, RGB or CMYK, got {image.mode}; save it as RGB.") from error
+    channels = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(255).contiguous()
+    return channels[:, :3], channels[:, 3:] if has_alpha else None
+
+
+def _write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write beside the target, then rename: a rename within one folder happens whole or not at all."""
+    # Dotted, so that no listing shows it; not the target's name, which may be as long as names can be.
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        try:
+            with open(part, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(
+            f"{path}: expected to write {len(data)} bytes, could not ({_reason(error)}) and left nothing behind; "
+            "free some space or choose another folder."
+        ) from error
+
+
+def _too_many_pixels(name: str, got: str) -> str:
+    return f"{name}: expected at most {MAX_PIXELS // 10**6} million pixels, got {got}; crop or shrink it first."
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _natural_key(path: Path) -> tuple[list[str | int], str]:
+    # Split at digits, text and numbers alternate, so only like is compared with like.
+    parts = re.split(r"(\d+)", path.name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name

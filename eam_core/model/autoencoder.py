@@ -1,0 +1,143 @@
+"""The embedded default's small autoencoder (16 channels, 1/8 size) and SD3's latent scaling.
+
+The encoder is one lapped linear transform: it starts as the 16 leading principal components of 8 x 8 patches. The
+decoder is its transpose plus a residual network that works at 1/8 and 1/4 size, about ten times cheaper than
+convolutions at full size. SD3's own autoencoder is not rewritten here: hosts bring theirs, the command line takes
+diffusers'.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SD3_SCALE, SD3_SHIFT = 1.5305, 0.0609
+DOWNSCALE = 8
+PATCH = 8
+LAP = 4  # pixels that each 8 x 8 patch sees of its neighbours
+
+
+def scale_latents(raw: Tensor) -> Tensor:
+    """Turn an SD3 autoencoder's raw latents into what the network takes: (raw - 0.0609) * 1.5305."""
+    return (raw - SD3_SHIFT) * SD3_SCALE
+
+
+def unscale_latents(latents: Tensor) -> Tensor:
+    """Undo `scale_latents`."""
+    return latents / SD3_SCALE + SD3_SHIFT
+
+
+class Autoencoder(Protocol):
+    """What sampling needs of an autoencoder: images [B, 3, H, W] in [-1, 1], raw latents [B, C, H / 8, W / 8]."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, raw: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderParams:
+    """Widths and block counts of the decoder's residual network at 1/8 size (`coarse`) and 1/4 size (`fine`)."""
+
+    latent_channels: int = 16
+    coarse_width: int = 160
+    coarse_blocks: int = 4
+    fine_width: int = 64
+    fine_blocks: int = 2
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> "AutoencoderParams":
+        """Read every size from the keys and shapes of a state dict."""
+        return cls(
+            latent_channels=state["encoder.weight"].shape[0],
+            coarse_width=state["decoder.enter.weight"].shape[0],
+            coarse_blocks=sum(key.startswith("decoder.coarse.") and key.endswith("conv1.weight") for key in state),
+            fine_width=state["decoder.leave.weight"].shape[1],
+            fine_blocks=sum(key.startswith("decoder.fine.") and key.endswith("conv1.weight") for key in state),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions around a SiLU, added to the input; the second starts at zero."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class Decoder(nn.Module):
+    """Lapped linear synthesis plus a residual picture from convolutions at reduced size."""
+
+    def __init__(self, params: AutoencoderParams):
+        super().__init__()
+        coarse, fine = params.coarse_width, params.fine_width
+        self.linear = nn.ConvTranspose2d(params.latent_channels, 3, PATCH + 2 * LAP, stride=PATCH, padding=LAP)
+        self.enter = nn.Conv2d(params.latent_channels, coarse, 3, padding=1, padding_mode="replicate")
+        self.coarse = nn.Sequential(*(ResidualBlock(coarse) for _ in range(params.coarse_blocks)))
+        self.widen = nn.Conv2d(coarse, 4 * fine, 3, padding=1, padding_mode="replicate")
+        self.fine = nn.Sequential(*(ResidualBlock(fine) for _ in range(params.fine_blocks)))
+        self.leave = nn.Conv2d(fine, 3 * 16, 3, padding=1, padding_mode="replicate")
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def synthesize(self, raw: Tensor) -> Tensor:
+        """Return the linear part alone [B, 3, 8H, 8W]; latents beyond the border repeat the outermost ones."""
+        picture = self.linear(F.pad(raw, (1, 1, 1, 1), mode="replicate"))
+        return picture[..., PATCH:-PATCH, PATCH:-PATCH]
+
+    def forward(self, raw: Tensor) -> Tensor:
+        x = self.widen(self.coarse(self.enter(raw)))
+        x = self.fine(F.pixel_shuffle(x, 2))
+        return self.synthesize(raw) + F.pixel_shuffle(self.leave(x), 4)
+
+
+class PatchAutoencoder(nn.Module):
+    """Encode pictures linearly and decode them with a residual network; deterministic, no sampling."""
+
+    def __init__(self, params: AutoencoderParams = AutoencoderParams()):
+        super().__init__()
+        self.params = params
+        self.encoder = nn.Conv2d(
+            3, params.latent_channels, PATCH + 2 * LAP, stride=PATCH, padding=LAP, padding_mode="replicate"
+        )
+        self.decoder = Decoder(params)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return raw latents [B, 16, H / 8, W / 8] of images [B, 3, H, W] in [-1, 1], sides multiples of 8."""
+        return self.encoder(images)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Return images [B, 3, 8H, 8W], about in [-1, 1], from raw latents."""
+        return self.decoder(raw)
+
+    @torch.no_grad()
+    def init_from_patches(self, patches: Tensor) -> None:
+        """Start as the principal components of 8 x 8 patches, whitened: the network's latents have unit variance.
+
+        Args:
+            patches: [N, 3, 8, 8] in [-1, 1], N of several thousands.
+        """
+        flat = patches.flatten(1).double()
+        mean = flat.mean(dim=0)
+        variance, directions = torch.linalg.eigh(torch.cov((flat - mean).T))
+        channels = self.params.latent_channels
+        directions, std = directions[:, -channels:].flip(1), variance[-channels:].flip(0).sqrt()
+        analysis = (directions / std).T / SD3_SCALE  # raw = scaled / 1.5305 + 0.0609
+        synthesis = (directions * std).T * SD3_SCALE
+        inner = slice(LAP, LAP + PATCH)
+        nn.init.zeros_(self.encoder.weight)
+        nn.init.zeros_(self.decoder.linear.weight)
+        self.encoder.weight[:, :, inner, inner] = analysis.reshape(channels, 3, PATCH, PATCH).float()
+        self.encoder.bias.copy_(SD3_SHIFT - analysis @ mean)  # type: ignore[union-attr]
+        self.decoder.linear.weight[:, :, inner, inner] = synthesis.reshape(channels, 3, PATCH, PATCH).float()
+        # A lapped synthesis has one bias per colour, not per pixel of the patch: the mean patch is flat anyway.
+        colour_mean = (mean - SD3_SHIFT * synthesis.sum(0)).reshape(3, -1).mean(1)
+        self.decoder.linear.bias.copy_(colour_mean)  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""Standalone training, data and measuring scripts."""
