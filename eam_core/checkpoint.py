@@ -5,8 +5,9 @@ Nothing here is ever unpickled. Sizes come from the tensors, never from a side f
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ from .model.mmdit import MMDiT, MMDiTParams
 
 Kind = Literal["mmdit", "control", "autoencoder"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ParamsT = TypeVar("ParamsT")
 
 CHECKPOINT_PREFIX = "model.diffusion_model."  # where whole SD3 checkpoints keep the MMDiT
 _NAMES = {
@@ -55,13 +57,24 @@ def read_weights(path: str | Path, *, device: str = "cpu") -> dict[str, Tensor]:
     Raises:
         CheckpointError: missing, a folder, pickled, damaged, truncated or not safetensors.
     """
-    path = Path(path)
+    with _opened(Path(path), "cpu" if device == "meta" else device) as file:
+        if device == "meta":
+            return {key: _meta(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the text metadata of a safetensors file ({} when it has none); raises like `read_weights`."""
+    with _opened(Path(path), "cpu") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
     _refuse_unreadable(path)
     try:
-        with safe_open(path, framework="pt", device="cpu" if device == "meta" else device) as file:
-            if device == "meta":
-                return {key: _meta(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"expected a whole safetensors file, but {path.name} is damaged or truncated ({error}); download it again"
@@ -84,12 +97,17 @@ def _meta(tensor_slice: Any) -> Tensor:
 
 
 def _refuse_unreadable(path: Path) -> None:
-    if not path.exists():
-        raise CheckpointError(f"expected a weight file at {path}, found none; check the name and the folder")
-    if path.is_dir():
-        raise CheckpointError(f"expected a .safetensors file, got the folder {path}; name the file inside it")
-    with path.open("rb") as file:
-        start = file.read(16)
+    try:
+        if not path.exists():
+            raise CheckpointError(f"expected a weight file at {path}, found none; check the name and the folder")
+        if path.is_dir():
+            raise CheckpointError(f"expected a .safetensors file, got the folder {path}; name the file inside it")
+        with path.open("rb") as file:
+            start, size = file.read(16), path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"expected a readable weight file, got {path} ({error.strerror}); check it") from error
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+        return  # asked first: the header size of a good file may look like a pickle's first bytes
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(
             f"expected a safetensors file, but {path.name} is a pickle, which can run code when opened; "
@@ -99,29 +117,16 @@ def _refuse_unreadable(path: Path) -> None:
         raise CheckpointError(
             f"expected a safetensors file, but {path.name} is GGUF; load it with a GGUF loader node and pass its MODEL"
         )
-    header_size = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or start[8:9] != b"{" or header_size > path.stat().st_size - 8:
-        raise CheckpointError(
-            f"expected a whole safetensors file, but {path.name} is truncated or something else; download it again"
-        )
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read the text metadata of a safetensors file ({} when it has none); raises like `read_weights`."""
-    _refuse_unreadable(Path(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"expected a whole safetensors file, but {Path(path).name} is damaged ({error}); download it again"
-        ) from error
+    raise CheckpointError(
+        f"expected a whole safetensors file, but {path.name} is truncated or something else; download it again"
+    )
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
     """Say in words what a state dict holds, for messages."""
+    keys = {key.removeprefix(CHECKPOINT_PREFIX) for key in state}
     for kind, marks in _MARKS.items():
-        if marks <= state.keys():
+        if marks <= keys:
             return _NAMES[kind]
     for name, fragments in _OTHER_KINDS:
         if any(fragment in key for key in state for fragment in fragments):
@@ -192,39 +197,50 @@ def control_params(state: Mapping[str, Tensor]) -> ControlParams:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def build_mmdit(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> MMDiT:
     """Build the MMDiT that a state dict holds (whole checkpoint or bare), with its weights."""
     state = require(state, "mmdit", source)
-    return _fill(lambda where: MMDiT(mmdit_params(state), where), state, source, factory)
+    params = _infer(mmdit_params, state, source)
+    return _fill(lambda where: MMDiT(params, where), state, source, factory)
 
 
 def build_control(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> ControlStream:
     """Build the control stream that a state dict holds, with its weights."""
     state = require(state, "control", source)
-    return _fill(lambda where: ControlStream(control_params(state), where), state, source, factory)
+    params = _infer(control_params, state, source)
+    return _fill(lambda where: ControlStream(params, where), state, source, factory)
 
 
 def build_autoencoder(state: Mapping[str, Tensor], source: str) -> PatchAutoencoder:
     """Build the embedded default's autoencoder from its state dict."""
     state = require(state, "autoencoder", source)
-    module = PatchAutoencoder(AutoencoderParams.from_state_dict(state))
-    _load(module, state, source)
-    return module.eval()
+    with torch.device("meta"):
+        module = PatchAutoencoder(_infer(AutoencoderParams.from_state_dict, state, source))
+    return _load(module, state, source, "cpu")
+
+
+def _infer(read: Callable[[Mapping[str, Tensor]], ParamsT], state: Mapping[str, Tensor], source: str) -> ParamsT:
+    try:
+        return read(state)
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"expected keys and shapes that tell the size of the network, but {source} has others "
+            f"({type(error).__name__}: {error}); the file is incomplete or damaged"
+        ) from error
 
 
 def _fill(make: Callable[[Factory], ModuleT], state: Mapping[str, Tensor], source: str, factory: Factory) -> ModuleT:
     """Make a module without initialising it twice and give it the state's tensors."""
-    dtype = factory.dtype or next(value.dtype for value in state.values() if value.is_floating_point())
-    device = factory.device or "cpu"
-    module = make(replace(factory, dtype=dtype, device="meta")).to_empty(device=device)
-    _load(module, state, source)
-    return module.eval()
+    dtype = factory.dtype or next((value.dtype for value in state.values() if value.is_floating_point()), None)
+    module = make(replace(factory, dtype=dtype, device="meta"))
+    return _load(module, state, source, factory.device or "cpu")
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def _load(module: ModuleT, state: Mapping[str, Tensor], source: str, device: torch.device | str) -> ModuleT:
+    """Give a module on the meta device the state's tensors; memory is taken only once all of them fit."""
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or extra:
@@ -238,7 +254,9 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
                 f"expected {key} of shape {tuple(value.shape)}, but {source} has {tuple(state[key].shape)}; "
                 "the file is damaged or of another architecture"
             )
+    module = module.to_empty(device=device)
     module.load_state_dict(dict(state))
+    return module.eval()
 
 
 def check_pair(base: MMDiTParams, control: ControlParams, source: str) -> None:
@@ -278,14 +296,17 @@ def save_weights(
         key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for key, value in state.items()
     }
-    temporary = None
+    # Dotted, so that no listing shows it; not the target's name, which may be as long as names can be.
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
-        os.replace(temporary, path)
+        try:
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode
+            save_file(tensors, part, metadata={key: json.dumps(value) for key, value in metadata.items()})
+            part.chmod(mode)  # safetensors makes files that only their owner can read
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise DiskError(f"could not write {path} ({error}); free some space or choose another folder") from error

@@ -46,55 +46,34 @@ class Source:
 
 
 _PLASMA = "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am"
-TRAINING = (
-    Source(
-        client="deb",
-        package="enlightenment-data",
-        patterns=("usr/share/enlightenment/data/backgrounds/*.edj",),
-        licence="BSD-2-Clause (package)",
+_DEBIAN = (
+    ("enlightenment-data", ("usr/share/enlightenment/data/backgrounds/*.edj",), "BSD-2-Clause (package)"),
+    (
+        "gcompris-qt-data",
+        tuple(f"usr/share/gcompris-qt/rcc/{name}*.rcc" for name in ("erase", "explore_", "clickgame")),
+        "GPL-3+ (package; single photos not checked)",
     ),
-    Source(
-        client="deb",
-        package="gcompris-qt-data",
-        patterns=tuple(f"usr/share/gcompris-qt/rcc/{name}*.rcc" for name in ("erase", "explore_", "clickgame")),
-        licence="GPL-3+ (package; single photos not checked)",
+    (
+        "plasma-workspace-wallpapers",
+        tuple(f"usr/share/wallpapers/{name}/contents/images/2560x1600.jpg" for name in _PLASMA.split()),
+        "GPL-2+ (package)",
     ),
-    Source(
-        client="deb",
-        package="plasma-workspace-wallpapers",
-        patterns=tuple(f"usr/share/wallpapers/{name}/contents/images/2560x1600.jpg" for name in _PLASMA.split()),
-        licence="GPL-2+ (package)",
+    ("lxqt-themes", ("usr/share/lxqt/wallpapers/*.jpg",), "LGPL-2.1+ (package)"),
+    ("palapeli-data", ("usr/share/palapeli/collection/*.jpg",), "GPL-2+ (package)"),
+)
+_NPM = (
+    (
+        "@creative-tim-official/argon-dashboard-free@1.2.0",
+        ("*/assets/img/theme/profile-cover.jpg", "*/assets/img/theme/team-[1-5].jpg"),
+        "MIT (package)",
     ),
-    Source(
-        client="deb",
-        package="lxqt-themes",
-        patterns=("usr/share/lxqt/wallpapers/*.jpg",),
-        licence="LGPL-2.1+ (package)",
-    ),
-    Source(
-        client="deb",
-        package="palapeli-data",
-        patterns=("usr/share/palapeli/collection/*.jpg",),
-        licence="GPL-2+ (package)",
-    ),
-    Source(
-        client="npm",
-        package="@creative-tim-official/argon-dashboard-free@1.2.0",
-        patterns=("*/assets/img/theme/profile-cover.jpg", "*/assets/img/theme/team-[1-5].jpg"),
-        licence="MIT (package)",
-    ),
-    Source(
-        client="npm",
-        package="gentelella@4.2.0",
-        patterns=("*/dist/images/media.jpg", "*/dist/images/cropper.jpg"),
-        licence="MIT (package)",
-    ),
-    Source(
-        client="npm",
-        package="startbootstrap-creative@7.0.7",
-        patterns=("*/dist/assets/img/bg-masthead.jpg",),
-        licence="MIT (package)",
-    ),
+    ("gentelella@4.2.0", ("*/dist/images/media.jpg", "*/dist/images/cropper.jpg"), "MIT (package)"),
+    ("startbootstrap-creative@7.0.7", ("*/dist/assets/img/bg-masthead.jpg",), "MIT (package)"),
+)
+TRAINING = tuple(
+    Source(client=client, package=package, patterns=patterns, licence=licence)
+    for client, packages in (("deb", _DEBIAN), ("npm", _NPM))
+    for package, patterns, licence in packages
 )
 TEST = (
     Source(

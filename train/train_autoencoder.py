@@ -17,6 +17,7 @@ from torch import Tensor
 from eam_core.model.autoencoder import PATCH, AutoencoderParams, PatchAutoencoder
 from train.loop import LoopConfig, train
 from train.options import parse_config
+from train.pairs import gradient_l1, psnr
 from train.photos import PhotoCrops
 
 
@@ -45,17 +46,6 @@ def debug() -> AutoencoderConfig:
     params = AutoencoderParams(coarse_width=8, coarse_blocks=1, fine_width=8, fine_blocks=1)
     loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, save_every=2)
     return AutoencoderConfig(params=params, loop=loop, crop_size=64, held_out=1, linear_steps=4)
-
-
-def gradient_l1(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of horizontal and vertical pixel differences of two batches [B, 3, H, W]."""
-    difference = output - target
-    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-
-
-def psnr(output: Tensor, target: Tensor) -> float:
-    """PSNR in dB of two batches in [-1, 1], clamped."""
-    return (10 * torch.log10(4 / F.mse_loss(output.clamp(-1, 1), target))).item()
 
 
 def main() -> None:

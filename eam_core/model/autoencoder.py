@@ -85,8 +85,8 @@ class Decoder(nn.Module):
         self.widen = nn.Conv2d(coarse, 4 * fine, 3, padding=1, padding_mode="replicate")
         self.fine = nn.Sequential(*(ResidualBlock(fine) for _ in range(params.fine_blocks)))
         self.leave = nn.Conv2d(fine, 3 * 16, 3, padding=1, padding_mode="replicate")
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def synthesize(self, raw: Tensor) -> Tensor:
         """Return the linear part alone [B, 3, 8H, 8W]; latents beyond the border repeat the outermost ones."""

@@ -32,6 +32,9 @@ def init_control(
     """
     if lr_init not in get_args(LRInit):
         raise ValueError(f"expected lr_init to be one of {get_args(LRInit)}, got {lr_init!r}")
+    depth = len({key.split(".")[1] for key in base if key.startswith("joint_blocks.")})
+    if depth != control.params.depth:
+        raise ValueError(f"expected a base of {control.params.depth} blocks like the control, got {depth}")
     for parameter in control.parameters():
         nn.init.normal_(parameter, std=RANDOM_STD)
     source = {key: value.float() for key, value in base.items()}

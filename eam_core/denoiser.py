@@ -1,0 +1,114 @@
+"""One restoration's denoiser: the network over tiles, under LR control and guidance, as samplers call it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .flow import denoised_from_velocity, timestep
+from .guidance import (
+    cfg,
+    cfg_scale_at,
+    control_scale_at,
+    needs_negative,
+    percent_to_sigma,
+    restoration_guidance,
+)
+from .model.control import LRMemory
+from .model.psi_dit import PsiDiT
+from .restore_config import RestoreConfig
+from .tiling import Box, tiled
+
+LR_MEMORY_BYTES = 2**30  # remembered LR keys and values of all tiles; tiles beyond are computed anew at each step
+
+Progress = Callable[[int, int], None]
+"""Called as (tiles done, tiles in all), counted over all steps; may raise to stop."""
+
+
+class Text(NamedTuple):
+    """What the network is told of one prompt: tokens [1, T, context_size] and pooled vector [1, pooled_size]."""
+
+    context: Tensor
+    pooled: Tensor
+
+
+class TiledDenoiser:
+    """Denoise whole latents tile by tile under LR control: the `denoise` that samplers call."""
+
+    def __init__(
+        self,
+        model: PsiDiT,
+        lr_latents: Tensor,
+        positive: Text,
+        negative: Text | None,
+        config: RestoreConfig,
+        on_progress: Progress | None = None,
+    ):
+        """Set up one run; lr_latents [B, C, H, W] as the network takes them, negative None without guidance."""
+        self.model, self.lr_latents, self.config = model, lr_latents, config
+        self.positive, self.negative = positive, negative
+        self.grid = config.latent_grid(*lr_latents.shape[-2:])
+        self.dtype = next(model.parameters()).dtype
+        self.control_range = tuple(
+            percent_to_sigma(percent, config.shift) for percent in (config.control_start, config.control_end)
+        )
+        self.on_progress, self.steps_done = on_progress, 0
+        self.memories: dict[tuple[Box, ...], list[LRMemory]] = {}
+        self.memory_left = LR_MEMORY_BYTES
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """Return the denoised of latents x [B, C, H, W] at a noise level."""
+        config = self.config
+        control_scale = control_scale_at(sigma, config.control_scale, *self.control_range)
+        end = config.cfg_scale if config.cfg_scale_end is None else config.cfg_scale_end
+        cfg_scale = cfg_scale_at(sigma, config.cfg_scale, end)
+
+        def denoise_tiles(tiles: Tensor, lr_tiles: Tensor, boxes: list[Box]) -> Tensor:
+            lr = self._lr_state(lr_tiles.to(self.dtype), tuple(boxes)) if control_scale else None
+            velocity = self._velocity(tiles, sigma, self.positive, lr, control_scale)
+            if self.negative is not None and needs_negative(cfg_scale):
+                velocity = cfg(velocity, self._velocity(tiles, sigma, self.negative, lr, control_scale), cfg_scale)
+            return denoised_from_velocity(tiles, velocity, sigma)
+
+        def on_tile(done: int, total: int) -> None:
+            if self.on_progress:
+                self.on_progress(self.steps_done * total + done, config.steps * total)
+
+        denoised = tiled(
+            denoise_tiles,
+            x,
+            self.grid,
+            extras=(self.lr_latents,),
+            tile_batch=config.tile_batch,
+            on_tile=on_tile,
+        )
+        self.steps_done += 1
+        return restoration_guidance(denoised, self.lr_latents, sigma, config.fidelity, config.sigma_start)
+
+    def _velocity(
+        self, tiles: Tensor, sigma: float, text: Text, lr: Tensor | list[LRMemory] | None, control_scale: float
+    ) -> Tensor:
+        num = len(tiles)
+        args = (
+            tiles.to(self.dtype),
+            torch.full((num,), timestep(sigma), device=tiles.device),
+            text.context.expand(num, -1, -1),
+            text.pooled.expand(num, -1),
+        )
+        if lr is None:
+            return self.model.base(*args).to(tiles)
+        return self.model(*args, lr, control_scale=control_scale).to(tiles)
+
+    def _lr_state(self, lr_tiles: Tensor, boxes: tuple[Box, ...]) -> Tensor | list[LRMemory]:
+        """Return the LR tiles, or their keys and values where these are the same at every step."""
+        if not self.model.control.can_remember:
+            return lr_tiles
+        if boxes in self.memories:
+            return self.memories[boxes]
+        memory = self.model.remember(lr_tiles)
+        size = sum(part.nbytes for block in memory for part in block)
+        if size <= self.memory_left:
+            self.memories[boxes] = memory
+            self.memory_left -= size
+        return memory

@@ -1,0 +1,80 @@
+"""What the command line shall do: which file becomes which, and whether each can before any model is loaded."""
+
+import os
+import shutil
+from pathlib import Path
+
+from .errors import DiskError, ImageError
+from .images import OUTPUT_SUFFIXES, Picture, check_output_path, check_size, list_images, load_image
+
+
+def pair_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Pair every input file with its output file.
+
+    Args:
+        source: a file, or a folder whose pictures are taken in natural order.
+        target: a file to write, or a folder; names are kept, formats that cannot be written become PNG.
+
+    Raises:
+        ImageError: there is nothing to read, or a result would replace its input.
+        DiskError: the output folder cannot be written.
+    """
+    if not source.is_dir():
+        target = target / _writable_name(source) if target.is_dir() else target
+        check_output_path(target)
+        if target.exists() and source.exists() and target.samefile(source):
+            raise ImageError(f"{target}: expected a file other than the input; choose another name")
+        _check_folder(target.parent)
+        return [(source, target)]
+    sources = list_images(source)
+    if not sources:
+        raise ImageError(f"{source}: expected a folder with pictures in it, found none; check the path")
+    if target.exists() and not target.is_dir():
+        raise ImageError(f"{target}: expected a folder, because the input is one, got a file; name a folder")
+    if target.is_dir() and target.samefile(source):
+        raise ImageError(f"{target}: expected a folder other than the input's, where results would replace inputs")
+    _check_folder(target)
+    return [(path, target / _writable_name(path)) for path in sources]
+
+
+def _writable_name(source: Path) -> str:
+    return source.name if source.suffix.lower() in OUTPUT_SUFFIXES else f"{source.stem}.png"
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is not there, nor its parent to make it in, or that cannot be written."""
+    existing = folder if folder.exists() else folder.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise DiskError(f"{folder}: expected a folder that can be written, got none; make it or choose another one")
+
+
+def check_job(source: Path, target: Path, scale: float) -> Picture:
+    """Read an input, unless its result would be too large for the rules or for the disk.
+
+    Args:
+        source: picture to read.
+        target: file its result will be written to.
+        scale: enlargement.
+
+    Raises:
+        ImageError: the input is not a usable picture.
+        DiskError: the disk has no room for the result.
+    """
+    picture = load_image(source)
+    height, width = picture.rgb.shape[-2:]
+    check_size(height, width, scale, name=str(source))
+    # Uncompressed size: what a picture of noise can come to.
+    channels = 3 if picture.alpha is None else 4
+    needed = round(height * scale) * round(width * scale) * channels
+    folder = target.parent if target.parent.exists() else target.parent.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskError(
+            f"{target}: expected {_megabytes(needed)} of free disk for the result, got {_megabytes(free)}; "
+            "free some space or choose another folder"
+        )
+    return picture
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"

@@ -1,0 +1,20 @@
+"""The nodes of the pack, all in the category "EAM".
+
+Files of nodes hold schemas and short `execute` functions, which import the rest when they first run: ComfyUI's start
+stays fast.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .control import ApplyControl
+from .images import ColorFix, Compare, Degrade
+from .load import LoadModel
+from .sampler import TiledSampler
+
+
+class EAMExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """List the nodes in the order of a graph."""
+        return [LoadModel, ApplyControl, TiledSampler, ColorFix, Degrade, Compare]

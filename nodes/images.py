@@ -1,0 +1,116 @@
+"""Nodes on pictures alone: colour fix, degradation for tests, comparison."""
+
+import torch
+from comfy.utils import repeat_to_batch_size
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..eam_core.presets import EMBEDDED
+from .types import CATEGORY, to_core, to_host
+
+
+class ColorFix(io.ComfyNode):
+    """EAM_ColorFix."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe inputs and outputs."""
+        return io.Schema(
+            node_id="EAM_ColorFix",
+            display_name="EAM Color Fix",
+            category=CATEGORY,
+            description="Gives a restored image the colors of its low-resolution original and keeps its detail.",
+            inputs=[
+                io.Image.Input("image", tooltip="The restored image."),
+                io.Image.Input("reference", tooltip="The original; it is enlarged to the image's size."),
+                io.Combo.Input(
+                    "method",
+                    options=["wavelet", "adain", "lab", "none"],
+                    default=EMBEDDED.color_fix,
+                    tooltip="wavelet: the original's coarse colors and brightness. adain: its mean and contrast. "
+                    "lab: its coarse hue only, brightness stays.",
+                ),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, reference: Tensor, method: str) -> io.NodeOutput:
+        """Fix the colours of each image in the batch."""
+        from ..eam_core.color import apply_color_fix
+        from ..eam_core.images import resize
+
+        restored = to_core(image)
+        enlarged = resize(repeat_to_batch_size(to_core(reference), len(restored)), restored.shape[-2:])
+        return io.NodeOutput(to_host(apply_color_fix(restored, enlarged, method)))
+
+
+class Degrade(io.ComfyNode):
+    """EAM_Degrade."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe inputs and outputs."""
+        return io.Schema(
+            node_id="EAM_Degrade",
+            display_name="EAM Degrade",
+            category=CATEGORY,
+            description="Makes a low-resolution test input from a clean photo: blur, reduction, noise, JPEG.",
+            inputs=[
+                io.Image.Input("image"),
+                io.Int.Input("scale", default=4, min=1, max=8, tooltip="Each side shrinks by this factor."),
+                io.Float.Input(
+                    "blur", default=0.0, min=0.0, max=10.0, step=0.1, tooltip="Gaussian blur in pixels of the input."
+                ),
+                io.Float.Input(
+                    "noise", default=0.0, min=0.0, max=100.0, step=0.5, tooltip="Gaussian noise in grey levels of 255."
+                ),
+                io.Int.Input("jpeg_quality", default=100, min=1, max=100, tooltip="100 leaves JPEG out."),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: Tensor, scale: int, blur: float, noise: float, jpeg_quality: int, seed: int
+    ) -> io.NodeOutput:
+        """Degrade the whole batch alike; the noise differs from image to image."""
+        from ..eam_core.degradation import simple_degrade
+
+        small = simple_degrade(
+            to_core(image),
+            scale,
+            blur_sigma=blur,
+            noise_sigma=noise,
+            jpeg_quality=jpeg_quality,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return io.NodeOutput(to_host(small))
+
+
+class Compare(io.ComfyNode):
+    """EAM_Compare."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe inputs and outputs."""
+        return io.Schema(
+            node_id="EAM_Compare",
+            display_name="EAM Compare",
+            category=CATEGORY,
+            description="Hands two images to the browser for comparison, each at its own size.",
+            is_output_node=True,
+            inputs=[io.Image.Input("before"), io.Image.Input("after")],
+        )
+
+    @classmethod
+    def execute(cls, before: Tensor, after: Tensor) -> io.NodeOutput:
+        """Save both as temporary previews, under the keys that image comparers read."""
+        sides = {"a_images": before, "b_images": after}
+        return io.NodeOutput(
+            ui={
+                key: ui.ImageSaveHelper.save_images(images, f"eam_{key}", io.FolderType.temp, cls, compress_level=1)
+                for key, images in sides.items()
+            }
+        )

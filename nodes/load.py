@@ -1,0 +1,55 @@
+"""EAM_LoadModel: an SD3 checkpoint or the embedded default, with control weights that fit it."""
+
+import folder_paths
+from comfy_api.latest import io
+
+from .types import CATEGORY, ControlType
+
+EMBEDDED_CHOICE = "embedded (tiny, no text)"
+AUTO = "auto"
+
+
+class LoadModel(io.ComfyNode):
+    """EAM_LoadModel."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe inputs and outputs."""
+        return io.Schema(
+            node_id="EAM_LoadModel",
+            display_name="EAM Load Model",
+            category=CATEGORY,
+            description="Loads a base of the SD3 family and the control weights that make it restore photos. "
+            "A MODEL from another loader works as well: take only the control from here.",
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=[EMBEDDED_CHOICE, *folder_paths.get_filename_list("checkpoints")],
+                    default=EMBEDDED_CHOICE,
+                    tooltip="From models/checkpoints: SD3 medium, SD3.5 medium or large. The embedded model is small "
+                    "and ignores prompts.",
+                ),
+                io.Combo.Input(
+                    "control",
+                    options=[AUTO, *folder_paths.get_filename_list("model_patches")],
+                    default=AUTO,
+                    tooltip="From models/model_patches. auto: the embedded one for the embedded model, else the one "
+                    "file that fits the checkpoint.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.Vae.Output(),
+                ControlType.Output(display_name="control"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str, control: str) -> io.NodeOutput:
+        """Load the base, then the control weights that fit it."""
+        from .checkpoints import control_path, load_base
+        from .patcher import load_control
+
+        model, clip, vae = load_base(checkpoint)
+        return io.NodeOutput(model, clip, vae, load_control(control_path(control, checkpoint, model)))

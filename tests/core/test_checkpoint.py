@@ -1,0 +1,413 @@
+"""Weight files: what was saved is found again whatever its size, the rest is named, nothing is half written."""
+
+import itertools
+import json
+import os
+import re
+import resource
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from eam_core.checkpoint import (
+    CHECKPOINT_PREFIX,
+    build_autoencoder,
+    build_control,
+    build_mmdit,
+    check_pair,
+    control_params,
+    mmdit_params,
+    read_metadata,
+    read_weights,
+    require,
+    save_weights,
+)
+from eam_core.errors import CheckpointError, DiskError
+from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder
+from eam_core.model.control import ControlParams, ControlStream
+from eam_core.model.layers import Factory
+from eam_core.model.mmdit import MMDiT, MMDiTParams
+
+SMALL = {"depth": 2, "hidden_size": 64, "context_size": 24, "pooled_size": 12, "pos_embed_max_size": 6}
+# (depth, width, channels, qk norm)
+SIZES = [(1, 64, 16, False), (2, 128, 16, True), (3, 64, 4, False), (3, 192, 8, True)]
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {key: torch.randn(value.shape) for key, value in module.state_dict().items()}
+
+
+def assert_same(got: nn.Module, expected: dict[str, torch.Tensor]) -> None:
+    assert got.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in got.state_dict().items())
+    assert not got.training
+
+
+@pytest.mark.parametrize("prefix", ["", CHECKPOINT_PREFIX], ids=["bare", "prefixed"])
+@pytest.mark.parametrize("dual", [(), (0,), (0, 1)])
+@pytest.mark.parametrize(("depth", "width", "channels", "qk_norm"), SIZES)
+def test_transformer_is_found_again(tmp_path, depth, width, channels, qk_norm, dual, prefix):
+    params = MMDiTParams(
+        depth=depth,
+        hidden_size=width,
+        in_channels=channels,
+        context_size=24,
+        pooled_size=12,
+        pos_embed_max_size=6,
+        qk_norm=qk_norm,
+        dual_attention_blocks=tuple(i for i in dual if i < depth),
+    )
+    expected = weights(MMDiT(params))
+    others = {"first_stage_model.decoder.conv_in.weight": torch.zeros(1)} if prefix else {}
+    save_weights(tmp_path / "x.safetensors", {prefix + key: value for key, value in expected.items()} | others)
+    model = build_mmdit(read_weights(tmp_path / "x.safetensors"), "x.safetensors")
+    assert model.params == params
+    assert_same(model, expected)
+
+
+@pytest.mark.parametrize("lr_attention", ["joint", "self", "cross"])
+@pytest.mark.parametrize(("depth", "width", "channels", "qk_norm"), SIZES)
+def test_control_is_found_again(tmp_path, depth, width, channels, qk_norm, lr_attention):
+    params = ControlParams(
+        depth=depth, hidden_size=width, in_channels=channels, qk_norm=qk_norm, lr_attention=lr_attention
+    )
+    expected = weights(ControlStream(params))
+    save_weights(tmp_path / "x.safetensors", expected)
+    control = build_control(read_weights(tmp_path / "x.safetensors"), "x.safetensors")
+    assert control.params == params
+    assert_same(control, expected)
+
+
+@pytest.mark.parametrize(
+    ("channels", "coarse", "fine"), list(itertools.product((4, 16), ((8, 1), (24, 3)), ((8, 2), (16, 0))))
+)
+def test_autoencoder_is_found_again(tmp_path, channels, coarse, fine):
+    params = AutoencoderParams(
+        latent_channels=channels,
+        coarse_width=coarse[0],
+        coarse_blocks=coarse[1],
+        fine_width=fine[0],
+        fine_blocks=fine[1],
+    )
+    expected = weights(PatchAutoencoder(params))
+    save_weights(tmp_path / "x.safetensors", expected)
+    model = build_autoencoder(read_weights(tmp_path / "x.safetensors"), "x.safetensors")
+    assert model.params == params
+    assert_same(model, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_keep_their_dtype_or_take_the_asked_one(tmp_path, dtype):
+    expected = weights(MMDiT(MMDiTParams(**SMALL)))
+    save_weights(tmp_path / "x.safetensors", expected, dtype=dtype)
+    state = read_weights(tmp_path / "x.safetensors")
+    rounded = {key: value.to(dtype) for key, value in expected.items()}
+    assert_same(build_mmdit(state, "x"), rounded)
+    assert {value.dtype for value in build_mmdit(state, "x").state_dict().values()} == {dtype}
+    full = build_mmdit(state, "x", Factory(dtype=torch.float32))
+    assert_same(full, {key: value.float() for key, value in rounded.items()})
+
+
+def test_autoencoder_works_in_full_precision_from_a_half_precision_file():
+    state = {key: value.half() for key, value in weights(PatchAutoencoder(AutoencoderParams(coarse_width=8))).items()}
+    picture = build_autoencoder(state, "x").decode(torch.zeros(1, 16, 2, 2))
+    assert picture.dtype == torch.float32
+
+
+def test_sizes_are_read_without_the_data(tmp_path):
+    params = MMDiTParams(**SMALL, qk_norm=True)
+    save_weights(tmp_path / "x.safetensors", weights(MMDiT(params)), dtype=torch.bfloat16)
+    state = read_weights(tmp_path / "x.safetensors", device="meta")
+    assert {(value.device.type, value.dtype) for value in state.values()} == {("meta", torch.bfloat16)}
+    assert mmdit_params(state) == params
+
+
+def test_metadata_comes_back(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_weights(path, {"a": torch.zeros(1)}, training={"steps": 3, "photos": ("a", "b")}, name="x")
+    metadata = {key: json.loads(value) for key, value in read_metadata(path).items()}
+    assert metadata == {"training": {"steps": 3, "photos": ["a", "b"]}, "name": "x"}
+    save_weights(path, {"a": torch.zeros(1)})
+    assert read_metadata(path) == {}
+
+
+def some(*keys: str) -> dict[str, torch.Tensor]:
+    return {key: torch.zeros(1) for key in keys}
+
+
+OTHERS = {
+    "SDXL": (
+        some("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight"),
+        "an SDXL model",
+    ),
+    "SDXL of diffusers": (some("down_blocks.0.resnets.0.conv1.weight", "add_embedding.linear_1.weight"), "an SDXL"),
+    "Flux": (some("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"), "a Flux model"),
+    "Flux with prefix": (some("model.diffusion_model.double_blocks.0.img_attn.qkv.weight"), "a Flux model"),
+    "LoRA": (some("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight"), "a LoRA"),
+    "LoRA of diffusers": (some("transformer.transformer_blocks.0.attn.to_k.lora_A.weight"), "a LoRA"),
+    "SD1": (
+        some("cond_stage_model.transformer.x", "model.diffusion_model.input_blocks.0.0.weight"),
+        "a Stable Diffusion 1 or 2 model",
+    ),
+    "CLIP": (some("text_model.encoder.layers.0.mlp.fc1.weight"), "text encoder weights"),
+    "T5": (some("encoder.block.0.layer.0.SelfAttention.q.weight"), "text encoder weights"),
+    "VAE": (some("decoder.up.0.block.0.conv1.weight", "encoder.conv_in.weight"), "autoencoder weights of another"),
+    "strange": (some("b", "a"), "something unknown (2 tensors, first key 'a')"),
+    "empty": ({}, "something unknown (0 tensors"),
+}
+
+
+@pytest.mark.parametrize(("state", "name"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [
+        (build_mmdit, "an SD3-family transformer"),
+        (build_control, "EAM control weights"),
+        (build_autoencoder, "an EAM autoencoder"),
+    ],
+)
+def test_other_models_are_named(state, name, build, wanted):
+    with pytest.raises(CheckpointError) as error:
+        build(state, "mine.safetensors")
+    assert str(error.value).startswith(f"expected {wanted}, but mine.safetensors holds {name}")
+    assert str(error.value).endswith("; choose a file of the right kind")
+
+
+def test_own_kinds_are_told_apart():
+    base = {CHECKPOINT_PREFIX + key: value for key, value in weights(MMDiT(MMDiTParams(**SMALL))).items()}
+    base |= some("text_encoders.clip_l.transformer.text_model.encoder.x", "first_stage_model.decoder.up.0.x")
+    control = weights(ControlStream(ControlParams(depth=2, hidden_size=64)))
+    for build, state, holds in (
+        (build_control, base, "an SD3-family transformer"),
+        (build_mmdit, control, "EAM control weights"),
+        (build_control, weights(PatchAutoencoder(AutoencoderParams(coarse_width=8))), "an EAM autoencoder"),
+    ):
+        with pytest.raises(CheckpointError, match=f"but x holds {holds}; choose"):
+            build(state, "x")
+
+
+def header(size: int, text: bytes) -> bytes:
+    return struct.pack("<Q", size) + text
+
+
+def file_of(content: dict, data: bytes) -> bytes:
+    text = json.dumps(content).encode()
+    return header(len(text), text) + data
+
+
+F32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+BROKEN = {
+    "empty": (b"", "is truncated or something else; download it again"),
+    "few bytes": (b"abc", "is truncated or something else; download it again"),
+    "text": (b"<!DOCTYPE html><html>sign in</html>", "is truncated or something else; download it again"),
+    "header larger than the file": (header(10**12, b'{"a": 1}'), "is truncated or something else; download it again"),
+    "header one byte too large": (header(9, b'{"a": 1}'), "is truncated or something else; download it again"),
+    "header cut off": (header(500, b'{"a": {"dtype"'), "is truncated or something else; download it again"),
+    "not JSON": (header(8, b"{aaaaaaa"), r"is damaged or truncated \(.+\); download it again"),
+    "no tensor": (header(8, b'{"a": 1}'), r"is damaged or truncated \(.+\); download it again"),
+    "data cut off": (file_of({"a": F32}, b"0000"), r"is damaged or truncated \(.+\); download it again"),
+    "offsets lie": (
+        file_of({"a": F32 | {"shape": [9]}}, bytes(16)),
+        r"is damaged or truncated \(.+\); download it again",
+    ),
+    "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(64), "is GGUF; load it with a GGUF loader node and pass its MODEL"),
+    "old pickle": (
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+        "is a pickle, which can run code when opened; get the .*",
+    ),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("data", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_files_are_refused_in_one_sentence(tmp_path, data, message, device):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(data)
+    sentence = rf"^expected a (whole )?safetensors file, but mine\.safetensors {message}$"
+    with pytest.raises(CheckpointError, match=sentence):
+        read_weights(path, device=device)
+    with pytest.raises(CheckpointError, match=sentence):
+        read_metadata(path)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "it ran",))
+
+    for legacy in (True, False):
+        torch.save({"a": Trap()}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(CheckpointError, match=r"x\.pt is a pickle, .*get the \.safetensors version"):
+            read_weights(tmp_path / "x.pt")
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_missing_file_folder_and_impossible_name_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="found none; check the name and the folder"):
+        read_weights(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match=f"got the folder {re.escape(str(tmp_path))}; name the file inside it"):
+        read_weights(tmp_path)
+    with pytest.raises(CheckpointError, match="name too long"):
+        read_weights(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("size", [0x0280, 0x0380, 0x0480, 0x0580, 0x4B50])
+def test_a_good_file_whose_header_size_looks_like_a_pickle_is_read(tmp_path, size):
+    text = json.dumps({"a": F32}).encode().ljust(size)
+    (tmp_path / "x.safetensors").write_bytes(header(size, text) + struct.pack("<4f", 1, 2, 3, 4))
+    assert read_weights(tmp_path / "x.safetensors")["a"].tolist() == [1, 2, 3, 4]
+
+
+KINDS = {
+    "transformer": (build_mmdit, lambda: MMDiT(MMDiTParams(**SMALL, qk_norm=True, dual_attention_blocks=(0,)))),
+    "control": (build_control, lambda: ControlStream(ControlParams(depth=2, hidden_size=64, lr_attention="self"))),
+    "autoencoder": (build_autoencoder, lambda: PatchAutoencoder(AutoencoderParams(coarse_width=8, fine_width=8))),
+}
+
+
+@pytest.mark.parametrize(("build", "make"), KINDS.values(), ids=KINDS)
+def test_every_missing_or_misshapen_tensor_is_refused(build, make):
+    state = weights(make())
+    for key in state:
+        with pytest.raises(CheckpointError, match=r"^expected .* x "):
+            build({k: v for k, v in state.items() if k != key}, "x")
+        for wrong in (torch.zeros(()), torch.zeros(*state[key].shape, 2)):
+            with pytest.raises(CheckpointError, match=r"^expected .* x "):
+                build({**state, key: wrong}, "x")
+
+
+@pytest.mark.parametrize(("build", "make"), KINDS.values(), ids=KINDS)
+def test_messages_name_the_first_missing_extra_and_misshapen_keys(build, make):
+    state = weights(make())
+    last = max(key for key in state if key.endswith("bias"))
+    incomplete = {key: value for key, value in state.items() if key != last} | some("odd.weight")
+    with pytest.raises(
+        CheckpointError, match=rf"x lacks \['{last}'\] and adds \['odd.weight'\]; the file is incomplete"
+    ):
+        build(incomplete, "x")
+    with pytest.raises(CheckpointError, match=rf"expected {last} of shape \(\d+,\), but x has \(7,\); the file is"):
+        build({**state, last: torch.zeros(7)}, "x")
+
+
+def test_a_missing_block_is_refused():
+    state = weights(MMDiT(MMDiTParams(**{**SMALL, "depth": 3})))
+    without = {key: value for key, value in state.items() if not key.startswith("joint_blocks.1.")}
+    with pytest.raises(CheckpointError, match=r"x lacks \['joint_blocks\.1\."):
+        build_mmdit(without, "x")
+    with pytest.raises(CheckpointError, match=r"lacks"):
+        build_mmdit(state | some("joint_blocks.1000000000.x"), "x")
+    with pytest.raises(CheckpointError, match=r"lacks"):
+        build_mmdit(state | some("joint_blocks.first.x"), "x")
+
+
+def test_a_wide_claim_takes_no_memory():
+    state = weights(MMDiT(MMDiTParams(**SMALL)))
+    state["x_embedder.proj.weight"] = torch.zeros(64 * 10_000, 1, 1, 1)  # would make linear layers of terabytes
+    with pytest.raises(CheckpointError, match=r"expected .* of shape"):
+        build_mmdit(state, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 3}, "depth 3 instead of 2"),
+        ({"hidden_size": 128}, "hidden_size 128 instead of 64"),
+        ({"in_channels": 4}, "in_channels 4 instead of 16"),
+        ({"qk_norm": True}, "qk_norm True instead of False"),
+        ({"depth": 3, "hidden_size": 128}, "depth 3 instead of 2, hidden_size 128 instead of 64"),
+    ],
+)
+def test_control_for_another_base_is_refused(change, message):
+    control = ControlParams(**{"depth": 2, "hidden_size": 64, **change})
+    assert control_params(ControlStream(control, Factory(device="meta")).state_dict()) == control
+    with pytest.raises(CheckpointError) as error:
+        check_pair(MMDiTParams(**SMALL), control, "c.safetensors")
+    assert "(width 64 = 1 heads, 2 blocks), but c.safetensors was trained for another" in str(error.value)
+    assert f": {message}; choose the base it was trained on" in str(error.value)
+
+
+def test_control_of_the_same_size_passes():
+    for lr_attention in ("joint", "self", "cross"):
+        check_pair(MMDiTParams(**SMALL), ControlParams(depth=2, hidden_size=64, lr_attention=lr_attention), "c")
+
+
+def test_require_takes_the_transformer_out_of_a_whole_checkpoint():
+    inner = weights(MMDiT(MMDiTParams(**SMALL)))
+    whole = {CHECKPOINT_PREFIX + key: value for key, value in inner.items()} | some("text_encoders.x")
+    assert require(whole, "mmdit", "x").keys() == inner.keys()
+    assert require(inner, "mmdit", "x").keys() == inner.keys()
+
+
+def test_saving_makes_the_folder_casts_floats_only_and_takes_any_memory_layout(tmp_path):
+    path = tmp_path / "new" / "folder" / "x.safetensors"
+    picture = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    save_weights(path, {"a": picture, "b": nn.Parameter(picture[0].mT), "n": torch.tensor([3])}, dtype=torch.float16)
+    state = read_weights(path)
+    assert torch.equal(state["a"], picture.half())
+    assert torch.equal(state["b"], picture[0].mT.half())
+    assert state["n"].dtype == torch.int64
+
+
+def test_saved_files_are_readable_like_any_other(tmp_path):
+    save_weights(tmp_path / "x.safetensors", some("a"))
+    (tmp_path / "plain").touch()
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("x.safetensors", "plain")}
+    assert len(modes) == 1, modes
+
+
+@pytest.fixture
+def full_disk():
+    """Let no file grow beyond a megabyte, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_weights(path, {"a": torch.ones(3)})
+    before = path.read_bytes()
+    with pytest.raises(DiskError, match=r"could not write .*x\.safetensors \(.+\); free some space or choose another"):
+        save_weights(path, {"a": torch.zeros(1 << 20)})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("bug")])
+def test_nothing_is_left_when_the_last_step_fails(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(DiskError if isinstance(error, OSError) else type(error)):
+        save_weights(tmp_path / "x.safetensors", some("a"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_left_by_metadata_or_tensors_that_cannot_be_stored(tmp_path):
+    with pytest.raises(TypeError):
+        save_weights(tmp_path / "x.safetensors", some("a"), strange=object())
+    shared = torch.zeros(4)
+    with pytest.raises(RuntimeError, match="share memory"):
+        save_weights(tmp_path / "x.safetensors", {"a": shared, "b": shared})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_where_the_folder_should_be_is_a_disk_error(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(DiskError, match="choose another folder"):
+        save_weights(tmp_path / "taken" / "x.safetensors", some("a"))
+
+
+def test_files_of_the_plain_library_are_read(tmp_path):
+    expected = weights(ControlStream(ControlParams(depth=1, hidden_size=64)))
+    save_file(expected, tmp_path / "x.safetensors")
+    assert_same(build_control(read_weights(tmp_path / "x.safetensors"), "x"), expected)

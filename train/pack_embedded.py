@@ -1,0 +1,46 @@
+"""Make the embedded default from three trained files: half precision, checked to fit together, under their final names.
+
+python -m train.pack_embedded --autoencoder FILE --base FILE --control FILE
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+
+from eam_core.checkpoint import (
+    build_autoencoder,
+    build_control,
+    build_mmdit,
+    check_pair,
+    read_metadata,
+    read_weights,
+    save_weights,
+)
+from eam_core.errors import EAMError
+from eam_core.presets import EMBEDDED
+
+BUILDERS = {"autoencoder": build_autoencoder, "base": build_mmdit, "control": build_control}
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in BUILDERS:
+        parser.add_argument(f"--{name}", required=True, help=f"trained {name} weights (.safetensors)")
+    sources = vars(parser.parse_args())
+    try:
+        modules = {name: build(read_weights(sources[name]), sources[name]) for name, build in BUILDERS.items()}
+        check_pair(modules["base"].params, modules["control"].params, sources["control"])  # type: ignore[arg-type]
+        for name, module in modules.items():
+            metadata = {key: json.loads(value) for key, value in read_metadata(sources[name]).items()}
+            target = getattr(EMBEDDED, name)
+            save_weights(target, module.state_dict(), dtype=torch.float16, **metadata)
+            print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
+    except EAMError as error:
+        sys.exit(f"pack_embedded: {error}")
+
+
+if __name__ == "__main__":
+    main()
