@@ -30,7 +30,6 @@ class LoopConfig:
         ema: decay of the averaged weights, which are the ones saved.
         seed: of data, degradation and noise.
         save_every: steps between saves.
-        device: torch device.
     """
 
     steps: int
@@ -42,12 +41,13 @@ class LoopConfig:
     ema: float = 0.999
     seed: int = 0
     save_every: int = 200
-    device: str = "cpu"
 
     def __post_init__(self):
         for field in ("steps", "batch_size", "save_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"expected {field} of at least 1, got {getattr(self, field)}")
+        if self.lr <= 0:
+            raise ValueError(f"expected lr above 0, got {self.lr}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"expected ema in [0, 1), got {self.ema}")
 

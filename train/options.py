@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+from eam_core.errors import EAMError
 
 ConfigT = TypeVar("ConfigT")
 
@@ -19,10 +22,8 @@ def parse_config(recipes: Mapping[str, Callable[[], ConfigT]], *, description: s
     Returns:
         The recipe's config with the given fields replaced and validated; exits with status 2 on a bad value.
     """
-    names = argparse.ArgumentParser(add_help=False)
-    names.add_argument("recipe", choices=sorted(recipes), nargs="?")
-    recipe, _ = names.parse_known_args()
-    config = recipes[recipe.recipe or next(iter(recipes))]()
+    # The recipe stands first: what follows are its fields, whose defaults must be known to build the parser.
+    config = recipes.get(sys.argv[1] if len(sys.argv) > 1 else "", next(iter(recipes.values())))()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("recipe", choices=sorted(recipes), help="named config whose values are the defaults below")
     _add_fields(parser, config)
@@ -33,6 +34,15 @@ def parse_config(recipes: Mapping[str, Callable[[], ConfigT]], *, description: s
         parser.error(str(error))
 
 
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main; a mistake in a file or setting becomes one sentence and exit status 2."""
+    try:
+        main()
+    except EAMError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
 def _add_fields(parser: argparse.ArgumentParser, config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -41,8 +51,12 @@ def _add_fields(parser: argparse.ArgumentParser, config: Any) -> None:
             _add_fields(parser, value)
             continue
         hint, many = hints[field.name], typing.get_origin(hints[field.name]) is tuple
+        option = f"--{field.name.replace('_', '-')}"
+        if hint is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=value, help=" ")
+            continue
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
+            option,
             type=typing.get_args(hint)[0] if many else (type(value) if value is not None else str),
             nargs="+" if many else None,
             default=value,

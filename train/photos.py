@@ -36,6 +36,8 @@ class PhotoCrops:
             raise ImageError(f"expected folders or tars with pictures, found none in {[str(s) for s in sources]}")
         held = {round(i * len(files) / held_out) for i in range(held_out)} if held_out else set()
         chosen = [data for i, data in enumerate(files) if (i in held) == (split == "held_out")]
+        if not chosen:
+            raise ImageError(f"expected at least one photo in the {split!r} split, got none; set held_out above 0")
         self.photos = [_decode(data) for data in tqdm(chosen, desc=f"decoding {split} photos", leave=False)]
         self.weights = torch.tensor([_detail(photo) for photo in self.photos]).clamp(4, 30)
 
@@ -52,6 +54,8 @@ class PhotoCrops:
             return int(torch.randint(stop, (), generator=generator))
 
         height, width = photo.shape[-2:]
+        if min(height, width) < size:
+            raise ImageError(f"expected photos of at least {size} x {size} px, got {width} x {height}; cut larger ones")
         factor = 1 + (draw(3) == 0 and min(height, width) >= 2 * size)  # a third at half size, where it fits
         side = size * factor
         top, left = draw(height - side + 1), draw(width - side + 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eam_core.model.autoencoder import PATCH, AutoencoderParams, PatchAutoencoder
 from train.loop import LoopConfig, train
-from train.options import parse_config
+from train.options import parse_config, run_script
 from train.pairs import gradient_l1, psnr
 from train.photos import PhotoCrops
 
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,9 +21,10 @@ from eam_core.model.layers import sincos_position_table
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.tala import substitute_lr
 from train.loop import LoopConfig, train
-from train.options import parse_config
+from train.options import parse_config, run_script
 from train.pairs import PairConfig, draw_pairs, picture_losses
 from train.photos import PhotoCrops
+from train.prefetch import prefetch
 
 NUM_NULL_TOKENS = 4  # a text-free base still wants a few (zero) tokens
 
@@ -129,6 +130,11 @@ def main() -> None:
         text = null_text(base.params, len(x))
         return base(x, timestep(sigma), *text, positions=random_positions(base, x, generator))
 
+    batches = prefetch(
+        lambda generator: draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator),
+        config.loop.seed,
+    )
+
     def velocity_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         images = crops.sample(config.loop.batch_size, config.pairs.crop_sizes[0], generator)
         latents = scale_latents(autoencoder.encode(images * 2 - 1))
@@ -138,7 +144,7 @@ def main() -> None:
         return {"loss": F.mse_loss(velocity, velocity_target(latents, noise))}
 
     def picture_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pairs = draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator)
+        pairs = next(batches)
         noise = torch.randn(pairs.hr_latents.shape, generator=generator)
         sigma = torch.empty(len(noise)).uniform_(config.sigma_min, config.sigma_max, generator=generator)
         start = substitute_lr(pairs.hr_latents, pairs.lr_latents, sigma, config.tala_exponent, generator)
@@ -160,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,9 +20,10 @@ from eam_core.model.psi_dit import PsiDiT
 from eam_core.tala import substitute_lr
 from train.local_head import add_local_head
 from train.loop import LoopConfig, train
-from train.options import parse_config
+from train.options import parse_config, run_script
 from train.pairs import PairConfig, draw_pairs, linear_picture, make_pairs, picture_losses, psnr
 from train.photos import PhotoCrops
+from train.prefetch import prefetch
 from train.train_base import null_text, random_positions
 
 
@@ -56,6 +57,8 @@ class ControlConfig:
     def __post_init__(self):
         if self.local_heads not in (0, 1):
             raise ValueError(f"expected local_heads 0 or 1, got {self.local_heads}")
+        if self.local_heads and self.lr_attention != "joint":
+            raise ValueError(f"expected local_heads 0 with lr_attention {self.lr_attention!r}, got {self.local_heads}")
 
 
 def tiny() -> ControlConfig:
@@ -65,7 +68,8 @@ def tiny() -> ControlConfig:
 
 def debug() -> ControlConfig:
     """Seconds on a CPU: proves the path, learns nothing."""
-    return ControlConfig(crop_sizes=(64,), held_out=1, loop=LoopConfig(steps=4, batch_size=2, lr=1e-3, save_every=2))
+    loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, save_every=2)
+    return ControlConfig(pairs=PairConfig(crop_sizes=(64,)), held_out=1, loop=loop)
 
 
 def load_models(config: ControlConfig) -> tuple[PatchAutoencoder, PsiDiT]:
@@ -99,8 +103,13 @@ def main() -> None:
     torch.manual_seed(config.loop.seed)
     autoencoder, model = load_models(config)
 
+    batches = prefetch(
+        lambda generator: draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator),
+        config.loop.seed,
+    )
+
     def loss_fn(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pairs = draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator)
+        pairs = next(batches)
         sigma = torch.rand(len(pairs.hr), generator=generator) * config.sigma_max
         noise = torch.randn(pairs.hr_latents.shape, generator=generator)
         start = substitute_lr(pairs.hr_latents, pairs.lr_latents, sigma, config.tala_exponent, generator)
@@ -142,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,9 +21,10 @@ from eam_core.model.psi_dit import PsiDiT
 from eam_core.sampling import initial_latents
 from train.loop import LoopConfig, train
 from train.metrics import perceptual_metric
-from train.options import parse_config
+from train.options import parse_config, run_script
 from train.pairs import PairConfig, Pairs, draw_pairs, gradient_l1, make_pairs, psnr
 from train.photos import PhotoCrops
+from train.prefetch import prefetch
 from train.train_base import random_positions
 from train.train_control import ControlConfig, denoise_once, load_models
 
@@ -78,8 +79,13 @@ def main() -> None:
     autoencoder, model = load_models(config)
     distance = perceptual_metric("stlpips-vgg") if config.perceptual_weight else None
 
+    batches = prefetch(
+        lambda generator: draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator),
+        config.loop.seed,
+    )
+
     def loss_fn(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pairs = draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator)
+        pairs = next(batches)
         num_steps = config.num_steps[int(torch.randint(len(config.num_steps), (), generator=generator))]
         noise = torch.randn(pairs.hr_latents.shape, generator=generator)
         positions = random_positions(model.base, pairs.hr_latents, generator)
@@ -130,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

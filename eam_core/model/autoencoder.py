@@ -120,7 +120,11 @@ class PatchAutoencoder(nn.Module):
 
     @torch.no_grad()
     def init_from_patches(self, patches: Tensor) -> None:
-        """Start as the principal components of 8 x 8 patches, whitened: the network's latents have unit variance.
+        """Start as the principal components of 8 x 8 patches, half whitened.
+
+        A component of standard deviation s gets latents of deviation proportional to sqrt(s), of unit variance on
+        average: noise then hides fine detail before it hides brightness, and a small error of the network in the
+        brightness is a small error of the picture.
 
         Args:
             patches: [N, 3, 8, 8] in [-1, 1], N of several thousands.
@@ -130,8 +134,9 @@ class PatchAutoencoder(nn.Module):
         variance, directions = torch.linalg.eigh(torch.cov((flat - mean).T))
         channels = self.params.latent_channels
         directions, std = directions[:, -channels:].flip(1), variance[-channels:].flip(0).sqrt()
-        analysis = (directions / std).T / SD3_SCALE  # raw = scaled / 1.5305 + 0.0609
-        synthesis = (directions * std).T * SD3_SCALE
+        gain = std.rsqrt() / std.mean().sqrt()  # scaled latents have variance gain^2 std^2, one on average
+        analysis = (directions * gain).T / SD3_SCALE  # raw = scaled / 1.5305 + 0.0609
+        synthesis = (directions / gain).T * SD3_SCALE
         inner = slice(LAP, LAP + PATCH)
         nn.init.zeros_(self.encoder.weight)
         nn.init.zeros_(self.decoder.linear.weight)

@@ -181,12 +181,15 @@ def test_core_sampler_and_one_tile_give_the_same(graph: Graph) -> None:
     assert by_core.shape == (1, 16, 12, 16) and by_core.isfinite().all()
 
 
-def test_tile_batch_changes_nothing(graph: Graph) -> None:
+@pytest.mark.parametrize("num_variants", [1, 2])
+def test_tile_batch_changes_nothing(graph: Graph, num_variants: int) -> None:
     node = applied(graph)
+    latent = graph.add("RepeatLatentBatch", samples=node[3], amount=num_variants)[0]
     one, four, untiled = (
-        graph.latents(graph.tiled_sampler(node, cfg=2.0, **tiling)[0])
+        graph.latents(graph.tiled_sampler(node, latent=latent, cfg=2.0, **tiling)[0])
         for tiling in (TILED, TILED | {"tile_batch": 4}, {})
     )
+    assert len(one) == num_variants
     assert torch.allclose(one, four, atol=1e-4)
     assert not torch.allclose(one, untiled, atol=1e-2)
 

@@ -22,7 +22,7 @@ from eam_core.checkpoint import (
     read_metadata,
     read_weights,
 )
-from train import train_autoencoder, train_base, train_control
+from train import train_autoencoder, train_base, train_control, train_few_step
 
 
 class Runs(NamedTuple):
@@ -107,7 +107,7 @@ def test_log_has_a_finite_loss_at_each_save(runs, kind):
 
 def test_logs_hold_the_validation_scores(runs):
     assert {"psnr", "psnr_linear"} <= log_of(runs.autoencoder)[-1].keys()
-    assert {f"psnr_{preset}" for preset in train_control.debug().presets} <= log_of(runs.control)[-1].keys()
+    assert {f"psnr_{preset}" for preset in train_control.debug().pairs.presets} <= log_of(runs.control)[-1].keys()
 
 
 def test_files_say_how_they_were_made(runs):
@@ -175,6 +175,17 @@ def test_control_training_goes_on_from_given_weights(runs, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["train_control", *runs.options("train_control"), *options])
     train_control.main()
     assert same(read_weights(tmp_path / "control.safetensors"), read_weights(runs.control))
+
+
+def test_few_step_tuning_goes_on_from_a_control(runs, tmp_path, monkeypatch):
+    options = ["--run-dir", str(tmp_path), "--start", str(runs.control), "--lr", "0.01"]
+    monkeypatch.setattr(sys, "argv", ["train_few_step", *runs.options("train_control"), *options])
+    train_few_step.main()
+    state = read_weights(tmp_path / "control.safetensors")
+    assert build_control(state, "x").params == build_control(read_weights(runs.control), "x").params
+    assert not same(state, read_weights(runs.control))
+    assert all(value.isfinite().all() for value in state.values())
+    assert all(math.isfinite(value) for value in log_of(tmp_path / "control.safetensors")[-1].values())
 
 
 def test_options_override_the_recipe_at_any_depth(runs, tmp_path, monkeypatch):
