@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eam_core.checkpoint import build_autoencoder, read_weights
 from eam_core.model.autoencoder import PATCH, AutoencoderParams, PatchAutoencoder
 from train.loop import LoopConfig, train
 from train.options import parse_config, run_script
@@ -23,13 +24,17 @@ from train.photos import PhotoCrops
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """One run: `photos` are folders or tars, `held_out` photos are kept for validation, `crop_size` in pixels."""
+    """One run: `photos` are folders or tars, `held_out` photos are kept for validation, `crop_size` in pixels.
+
+    `start` continues from a file whose linear transform is trained already: only the decoder is trained then.
+    """
 
     photos: tuple[str, ...] = ("data",)
     run_dir: str = "runs/autoencoder"
     held_out: int = 24
     crop_size: int = 128
     gradient_weight: float = 1.0
+    start: str = ""
     params: AutoencoderParams = dataclasses.field(default_factory=AutoencoderParams)
     linear_steps: int = 400
     linear_lr: float = 2e-3
@@ -57,8 +62,11 @@ def main() -> None:
     torch.manual_seed(config.loop.seed)
     generator = torch.Generator().manual_seed(config.loop.seed)
     model = PatchAutoencoder(config.params).to(memory_format=torch.channels_last)
-    patches = F.unfold(crops.sample(400, config.crop_size, generator) * 2 - 1, PATCH, stride=PATCH)
-    model.init_from_patches(patches.permute(0, 2, 1).reshape(-1, 3, PATCH, PATCH))
+    if config.start:
+        model = build_autoencoder(read_weights(config.start), config.start).to(memory_format=torch.channels_last)
+    else:
+        patches = F.unfold(crops.sample(400, config.crop_size, generator) * 2 - 1, PATCH, stride=PATCH)
+        model.init_from_patches(patches.permute(0, 2, 1).reshape(-1, 3, PATCH, PATCH))
     unseen = held_out.sample(48, config.crop_size, generator) * 2 - 1
 
     def loss_fn(decode: Callable[[Tensor], Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -77,14 +85,15 @@ def main() -> None:
 
     print(f"PSNR of the principal components alone: {validate(model)['psnr_linear']:.2f} dB")
     run_dir = Path(config.run_dir)
-    for name, decode, loop in (
+    phases = (
         (
             "linear",
             model.decoder.synthesize,
             dataclasses.replace(config.loop, steps=config.linear_steps, lr=config.linear_lr),
         ),
         ("autoencoder", model.decode, config.loop),
-    ):
+    )
+    for name, decode, loop in phases[1 if config.start else 0 :]:
         model.encoder.requires_grad_(name == "linear")
         average = train(
             model,

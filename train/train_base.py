@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from eam_core.checkpoint import build_autoencoder, build_mmdit, read_weights
@@ -26,6 +27,7 @@ from train.pairs import PairConfig, draw_pairs, picture_losses
 from train.photos import PhotoCrops
 from train.prefetch import prefetch
 
+PASS_GAIN = 0.5  # size of the embedded patch beside its position: LayerNorm then hardly depends on the patch
 NUM_NULL_TOKENS = 4  # a text-free base still wants a few (zero) tokens
 
 
@@ -82,21 +84,35 @@ def debug() -> BaseConfig:
 
 @torch.no_grad()
 def init_base(base: MMDiT) -> None:
-    """Initialise as DiT does: Xavier linear layers, zero modulation and output; queries start equal to keys.
+    """Initialise so that the base passes its input through: velocity = latents, nearly, before any training.
 
-    Equal queries and keys let tokens find their own neighbourhood through the position table from the first step
-    (Trockman and Kolter 2023, "Mimetic initialization of self-attention layers").
+    Most of a velocity is the noise in the input, and a short run never learns to carry 64 numbers per token through a
+    network precisely. So patches are embedded in the directions that the position table uses least and read from the
+    same ones. Blocks start closed (zero modulation, as in DiT), queries equal to keys, so that tokens find their own
+    neighbourhood (Trockman and Kolter 2023, "Mimetic initialization of self-attention layers").
     """
     for name, module in base.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+        if name.startswith("t_embedder.") and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
         if name.endswith("attn.qkv") and isinstance(module, nn.Linear):
             query, key, _ = module.weight.chunk(3)
             key.copy_(query)
-        if name.endswith(("adaLN_modulation.1", "final_layer.linear")) and isinstance(module, nn.Linear):
+        if name.endswith("adaLN_modulation.1") and isinstance(module, nn.Linear):
             nn.init.zeros_(module.weight)
-    base.pos_embed.copy_(sincos_position_table(base.params.hidden_size, base.params.pos_embed_max_size))
+    size, side = base.params.hidden_size, base.params.pos_embed_max_size
+    base.pos_embed.copy_(sincos_position_table(size, side))
+    embed, read = base.x_embedder.proj, base.final_layer.linear
+    in_size = base.params.in_channels * base.params.patch_size**2
+    used = torch.cat([base.pos_embed[0], torch.full((1, size), float(side))])  # LayerNorm removes the mean as well
+    free = torch.linalg.svd(used, full_matrices=False).Vh[-in_size:]
+    spread = (base.pos_embed.square().mean() + (PASS_GAIN**2 * in_size) / size).sqrt()
+    embed.weight.copy_((PASS_GAIN * free.T).reshape(embed.weight.shape))
+    embed.bias.zero_()
+    by_patch = rearrange(free, "(c p q) d -> (p q c) d", p=base.params.patch_size, q=base.params.patch_size)
+    read.weight.copy_(by_patch * spread / PASS_GAIN)
 
 
 def null_text(params: MMDiTParams, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class ControlConfig:
     lr_attention: LRAttention = "joint"
     lr_init: LRInit = "noisy"
     local_heads: int = 1
-    sigma_max: float = 0.9
+    sigma_max: float = 1.0
     tala_exponent: float = 1.0
     loop: LoopConfig = LoopConfig(steps=2000, batch_size=24, lr=1e-3, ema=0.998)  # noqa: RUF009 (frozen)
 

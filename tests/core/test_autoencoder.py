@@ -49,16 +49,22 @@ def test_latents_are_an_eighth_and_pictures_come_back_whole(size, channels):
     assert model.decode(raw).shape == images.shape
 
 
-def test_latents_of_the_fitted_patches_have_no_mean_unit_variance_and_no_correlation(fitted):
+def test_latents_of_the_fitted_patches_are_half_whitened(fitted):
     latents = scale_latents(fitted.encode(pictures())).permute(1, 0, 2, 3).flatten(1)
+    covariance = torch.cov(latents)
+    variance = covariance.diagonal()
     torch.testing.assert_close(latents.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
-    torch.testing.assert_close(torch.cov(latents), torch.eye(16), atol=5e-3, rtol=0)
+    torch.testing.assert_close(covariance, torch.diag(variance), atol=2e-2, rtol=0)
+    torch.testing.assert_close(variance.mean(), torch.ones(()), atol=1e-2, rtol=0)
+    # Latents of deviation sqrt(s) decoded by vectors of length sqrt(s) give components of deviation s.
+    length = fitted.decoder.linear.weight.square().sum((1, 2, 3))
+    torch.testing.assert_close(variance / variance.mean(), length / length.mean(), atol=0, rtol=5e-2)
 
 
 def test_leading_component_comes_first(fitted):
     energy = fitted.decoder.linear.weight.square().sum((1, 2, 3))
     assert (energy.diff() <= 0).all()
-    assert energy[0] > 10 * energy[15]
+    assert energy[0] > 3 * energy[15]
 
 
 def test_start_reconstructs_unseen_pictures_as_well_as_any_16_directions_can(fitted):
