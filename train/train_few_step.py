@@ -46,7 +46,7 @@ class FewStepConfig(ControlConfig):
 
 def tiny() -> FewStepConfig:
     """The last stage of the embedded default."""
-    loop = LoopConfig(steps=600, batch_size=4, lr=2e-4, ema=0.99, save_every=50)
+    loop = LoopConfig(steps=600, batch_size=4, lr=2e-4, ema=0.99, save_every=100)
     return FewStepConfig(pairs=PairConfig(crop_sizes=(128,)), run_dir="runs/few_step", loop=loop)
 
 
