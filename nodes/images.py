@@ -106,11 +106,10 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, before: Tensor, after: Tensor) -> io.NodeOutput:
-        """Save both as temporary previews, under the keys that image comparers read."""
+        """Save both as temporary previews, under the keys that image comparers read and the stock preview's."""
         sides = {"a_images": before, "b_images": after}
-        return io.NodeOutput(
-            ui={
-                key: ui.ImageSaveHelper.save_images(images, f"eam_{key}", io.FolderType.temp, cls, compress_level=1)
-                for key, images in sides.items()
-            }
-        )
+        saved = {
+            key: ui.ImageSaveHelper.save_images(images, f"eam_{key}", io.FolderType.temp, cls, compress_level=1)
+            for key, images in sides.items()
+        }
+        return io.NodeOutput(ui={**saved, "images": [*saved["a_images"], *saved["b_images"]]})

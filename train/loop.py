@@ -46,8 +46,8 @@ class LoopConfig:
         for field in ("steps", "batch_size", "save_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"expected {field} of at least 1, got {getattr(self, field)}")
-        if self.lr <= 0:
-            raise ValueError(f"expected lr above 0, got {self.lr}")
+        if self.lr < 0:
+            raise ValueError(f"expected lr of at least 0, got {self.lr}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"expected ema in [0, 1), got {self.ema}")
 

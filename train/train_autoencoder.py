@@ -36,9 +36,9 @@ class AutoencoderConfig:
     gradient_weight: float = 1.0
     start: str = ""
     params: AutoencoderParams = dataclasses.field(default_factory=AutoencoderParams)
-    linear_steps: int = 400
+    linear_steps: int = 350
     linear_lr: float = 2e-3
-    loop: LoopConfig = LoopConfig(steps=1100, batch_size=12, lr=1e-3, ema=0.995)  # noqa: RUF009 (frozen)
+    loop: LoopConfig = LoopConfig(steps=800, batch_size=8, lr=1e-3, ema=0.995)  # noqa: RUF009 (frozen)
 
 
 def tiny() -> AutoencoderConfig:

@@ -1,31 +1,24 @@
-"""Train a small text-free SD3-layout base on an autoencoder's latents: rectified flow.
+"""Train a small text-free SD3-layout base on an autoencoder's latents: rectified flow, velocity loss.
 
-Recipe `tiny` starts from nothing with the velocity loss on clean photos. Recipe `tiny_tala` goes on with TALA: noise is
-added to the latents of degraded photos as well, and the base learns to come out at the clean ones (a loss on pictures).
 python -m train.train_base tiny --photos FOLDER_OR_TAR ... --autoencoder FILE --run-dir DIR
 """
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from eam_core.checkpoint import build_autoencoder, build_mmdit, read_weights
-from eam_core.flow import add_noise, denoised_from_velocity, sample_sigmas, timestep, velocity_target
+from eam_core.checkpoint import build_autoencoder, read_weights
+from eam_core.flow import add_noise, sample_sigmas, timestep, velocity_target
 from eam_core.model.autoencoder import scale_latents
 from eam_core.model.layers import sincos_position_table
 from eam_core.model.mmdit import MMDiT, MMDiTParams
-from eam_core.tala import substitute_lr
 from train.loop import LoopConfig, train
 from train.options import parse_config, run_script
-from train.pairs import PairConfig, draw_pairs, picture_losses
 from train.photos import PhotoCrops
-from train.prefetch import prefetch
 
 PASS_GAIN = 0.5  # size of the embedded patch beside its position: LayerNorm then hardly depends on the patch
 NUM_NULL_TOKENS = 4  # a text-free base still wants a few (zero) tokens
@@ -33,35 +26,19 @@ NUM_NULL_TOKENS = 4  # a text-free base still wants a few (zero) tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """One run.
-
-    Args:
-        photos, held_out: folders or tars of pictures, and how many are kept for validation.
-        autoencoder, start: weight files; `start` continues from a trained base.
-        loss: mean squared error of the velocity, or L1 on the linearly decoded picture and its gradients.
-        sigma_min, sigma_max: range of the uniform training times of the picture loss; the velocity loss takes
-            logit-normal times.
-        tala_exponent: p(sigma) = sigma ** exponent of starting from the LR latent; infinite for never.
-        pairs: how training pairs are made; the velocity loss uses their HR side.
-        params: architecture.
-    """
+    """One run; `params` is the architecture, `crop_size` in pixels, `held_out` photos are kept for validation."""
 
     photos: tuple[str, ...] = ("data",)
     autoencoder: str = "runs/autoencoder/autoencoder.safetensors"
     run_dir: str = "runs/base"
     held_out: int = 24
-    start: str = ""
-    loss: Literal["velocity", "picture"] = "velocity"
-    sigma_min: float = 0.1
-    sigma_max: float = 0.8
-    tala_exponent: float = math.inf
-    pairs: PairConfig = PairConfig(crop_sizes=(128,))  # noqa: RUF009 (frozen)
+    crop_size: int = 128
     params: MMDiTParams = dataclasses.field(
         default_factory=lambda: MMDiTParams(
             depth=4, hidden_size=256, context_size=64, pooled_size=64, pos_embed_max_size=64
         )
     )
-    loop: LoopConfig = LoopConfig(steps=1300, batch_size=32, lr=1e-3, ema=0.995)  # noqa: RUF009 (frozen)
+    loop: LoopConfig = LoopConfig(steps=700, batch_size=32, lr=1e-3, ema=0.995)  # noqa: RUF009 (frozen)
 
 
 def tiny() -> BaseConfig:
@@ -69,17 +46,11 @@ def tiny() -> BaseConfig:
     return BaseConfig()
 
 
-def tiny_tala() -> BaseConfig:
-    """The embedded default's base, second phase."""
-    loop = LoopConfig(steps=1600, batch_size=32, lr=1e-3, ema=0.995)
-    return BaseConfig(loss="picture", tala_exponent=0.3, loop=loop)
-
-
 def debug() -> BaseConfig:
     """Seconds on a CPU: proves the path, learns nothing."""
     params = MMDiTParams(depth=2, hidden_size=128, context_size=64, pooled_size=64, pos_embed_max_size=32)
     loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, save_every=2)
-    return BaseConfig(params=params, loop=loop, pairs=PairConfig(crop_sizes=(64,)), held_out=1)
+    return BaseConfig(params=params, loop=loop, crop_size=64, held_out=1)
 
 
 @torch.no_grad()
@@ -132,52 +103,29 @@ def random_positions(base: MMDiT, latents: Tensor, generator: torch.Generator) -
 
 def main() -> None:
     """Run from the command line."""
-    config = parse_config({"tiny": tiny, "tiny_tala": tiny_tala, "debug": debug}, description=__doc__)
+    config = parse_config({"tiny": tiny, "debug": debug}, description=__doc__)
     crops = PhotoCrops([Path(source) for source in config.photos], held_out=config.held_out)
     torch.manual_seed(config.loop.seed)
     autoencoder = build_autoencoder(read_weights(config.autoencoder), config.autoencoder).requires_grad_(False)
-    if config.start:
-        base = build_mmdit(read_weights(config.start), config.start).float().train()
-    else:
-        base = MMDiT(config.params)
-        init_base(base)
+    base = MMDiT(config.params)
+    init_base(base)
 
-    def predict(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-        text = null_text(base.params, len(x))
-        return base(x, timestep(sigma), *text, positions=random_positions(base, x, generator))
-
-    batches = prefetch(
-        lambda generator: draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator),
-        config.loop.seed,
-    )
-
-    def velocity_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        images = crops.sample(config.loop.batch_size, config.pairs.crop_sizes[0], generator)
+    def loss_fn(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        images = crops.sample(config.loop.batch_size, config.crop_size, generator)
         latents = scale_latents(autoencoder.encode(images * 2 - 1))
         noise = torch.randn(latents.shape, generator=generator)
         sigma = sample_sigmas(len(latents), generator, 1.0)
-        velocity = predict(add_noise(latents, noise, sigma), sigma, generator)
+        x = add_noise(latents, noise, sigma)
+        text = null_text(base.params, len(x))
+        velocity = base(x, timestep(sigma), *text, positions=random_positions(base, x, generator))
         return {"loss": F.mse_loss(velocity, velocity_target(latents, noise))}
-
-    def picture_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pairs = next(batches)
-        noise = torch.randn(pairs.hr_latents.shape, generator=generator)
-        sigma = torch.empty(len(noise)).uniform_(config.sigma_min, config.sigma_max, generator=generator)
-        start = substitute_lr(pairs.hr_latents, pairs.lr_latents, sigma, config.tala_exponent, generator)
-        x = add_noise(start, noise, sigma)
-        return picture_losses(denoised_from_velocity(x, predict(x, sigma, generator), sigma), pairs, autoencoder)
 
     train(
         base,
-        velocity_loss if config.loss == "velocity" else picture_loss,
+        loss_fn,
         config.loop,
         path=Path(config.run_dir) / "base.safetensors",
-        metadata={
-            "kind": "mmdit",
-            "loss": config.loss,
-            "tala_exponent": str(config.tala_exponent),
-            "null_tokens": NUM_NULL_TOKENS,
-        },
+        metadata={"kind": "mmdit", "null_tokens": NUM_NULL_TOKENS, "crop_size": config.crop_size},
     )
 
 

@@ -52,7 +52,7 @@ class ControlConfig:
     local_heads: int = 1
     sigma_max: float = 1.0
     tala_exponent: float = 1.0
-    loop: LoopConfig = LoopConfig(steps=2000, batch_size=24, lr=1e-3, ema=0.998)  # noqa: RUF009 (frozen)
+    loop: LoopConfig = LoopConfig(steps=1700, batch_size=16, lr=1e-3, ema=0.998)  # noqa: RUF009 (frozen)
 
     def __post_init__(self):
         if self.local_heads not in (0, 1):

@@ -185,7 +185,7 @@ def test_few_step_tuning_goes_on_from_a_control(runs, tmp_path, monkeypatch):
     assert build_control(state, "x").params == build_control(read_weights(runs.control), "x").params
     assert not same(state, read_weights(runs.control))
     assert all(value.isfinite().all() for value in state.values())
-    assert all(math.isfinite(value) for value in log_of(tmp_path / "control.safetensors")[-1].values())
+    assert all(math.isfinite(value) for value in log_of(tmp_path / "few_step.safetensors")[-1].values())
 
 
 def test_options_override_the_recipe_at_any_depth(runs, tmp_path, monkeypatch):
