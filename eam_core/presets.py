@@ -46,7 +46,7 @@ class Spec:
 EMBEDDED = Spec(
     name="EAM tiny (embedded)",
     shift=1.0,
-    steps=2,
+    steps=1,
     sigma_start=0.7,
     sampler="euler",
     cfg_scale=1.0,

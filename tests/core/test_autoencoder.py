@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder, scale_latents, unscale_latents
+from eam_core.model.autoencoder import (
+    AutoencoderParams,
+    PatchAutoencoder,
+    scale_latents,
+    soften_patch_borders,
+    unscale_latents,
+)
 
 TINY = AutoencoderParams(coarse_width=8, coarse_blocks=1, fine_width=8, fine_blocks=1)
 
@@ -78,7 +84,7 @@ def test_start_reconstructs_unseen_pictures_as_well_as_any_16_directions_can(fit
 
 def test_residual_network_adds_nothing_at_first_but_learns(fitted):
     raw = torch.randn(1, 16, 4, 5)
-    assert torch.equal(fitted.decode(raw), fitted.decoder.synthesize(raw))
+    assert torch.equal(fitted.decoder(raw), fitted.decoder.synthesize(raw))
     model = PatchAutoencoder(TINY)
     model.decode(raw).square().mean().backward()
     assert model.decoder.leave.weight.grad.any()
@@ -100,3 +106,17 @@ def test_scaling_is_sd3s_and_has_its_inverse():
     raw = torch.tensor([0.0609, 1.0609, -3.0])
     torch.testing.assert_close(scale_latents(raw)[:2], torch.tensor([0.0, 1.5305]))
     torch.testing.assert_close(unscale_latents(scale_latents(raw)), raw)
+
+
+def test_patch_borders_lose_small_jumps_and_keep_edges_and_slopes():
+    picture = torch.zeros(1, 3, 8, 32)
+    picture[..., 8:] += 0.1  # a patch that is a little brighter than its neighbour
+    picture[..., 24:] += 1.5  # an edge of the picture itself
+    softened = soften_patch_borders(picture)
+    steps = softened[0, 0, 0].diff()
+    assert steps[7] == pytest.approx(0.036, abs=1e-6)
+    assert steps.sum() == pytest.approx(1.6, abs=1e-5)
+    assert steps[23] == pytest.approx(1.5, abs=1e-5)
+    slope = torch.linspace(-1, 1, 32).expand(1, 3, 16, 32)
+    torch.testing.assert_close(soften_patch_borders(slope), slope)
+    assert torch.equal(soften_patch_borders(picture.mT), softened.mT)
