@@ -60,8 +60,8 @@ def test_one_tile_equals_plain_sampling(tiny, lr_attention):
             velocity = restorer.model(x, torch.tensor([timestep(sigma)]), context, pooled, lr)
             return denoised_from_velocity(x, velocity, sigma)
 
-        start = initial_latents(make_noise(tuple(lr.shape), 5), lr, 0.5)
-        latents = sample_euler(denoise, start, schedule(3, 1.0, 0.5))
+        start = initial_latents(make_noise(tuple(lr.shape), 5), lr, settings.sigma_start)
+        latents = sample_euler(denoise, start, schedule(3, 1.0, settings.sigma_start))
         expected = (restorer.autoencoder.decode(unscale_latents(latents)) / 2 + 0.5).clamp(0, 1)
     assert expected.std() > 0.1
     torch.testing.assert_close(restorer.restore(image, settings), expected, rtol=0, atol=1e-5)
