@@ -89,6 +89,8 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
         nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
