@@ -193,16 +193,23 @@ class _ControlHook(_Shared):
 
 
 class _BlockPatch(_Shared):
-    """Let the noisy tokens read from the control run before a block; then run what was there before."""
+    """Run a block, and whatever was patched around it before, inside the control run."""
 
     def __init__(self, hook: _ControlHook, index: int, previous: Any):
         self.hook, self.index, self.previous = hook, index, previous
 
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
         run = args["transformer_options"].get(self.hook)
-        if run is not None:
-            args = {**args, "img": run.before_block(self.index, args["img"], args["vec"])}
-        return self.previous(args, extra) if self.previous else extra["original_block"](args)
+        inner = (lambda changed: self.previous(changed, extra)) if self.previous else extra["original_block"]
+        if run is None:
+            return inner(args)
+
+        def block(img: Tensor, txt: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+            out = inner({**args, "img": img, "txt": txt, "vec": vec})
+            return out["img"], out["txt"]
+
+        img, txt = run.run_block(self.index, args["img"], args["txt"], args["vec"], block)
+        return {"img": img, "txt": txt}
 
     def models(self) -> list[ModelPatcher]:
         """Name the models that core must load along with the base."""

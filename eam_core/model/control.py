@@ -193,15 +193,15 @@ class ControlRun:
     """One forward pass of a control stream: holds the LR state between blocks (a `Guest` of the MMDiT)."""
 
     def __init__(self, control: ControlStream, lr: Tensor | list[LRMemory], control_scale: float):
-        self.blocks, self.lr, self.control_scale = control.blocks, lr, control_scale
-
-    def before_block(self, index: int, img: Tensor, vec: Tensor) -> Tensor:
-        """Return the noisy tokens [B, N, D] as block `index` of the base shall see them."""
-        if isinstance(self.lr, list):
-            return self.blocks[index].read(img, vec, self.lr[index], self.control_scale)
-        img, self.lr = self.blocks[index](img, self.lr, vec, self.control_scale)
-        return img
+        self.blocks, self.control_scale = control.blocks, control_scale
+        self.memories = lr if isinstance(lr, list) else None
+        self.state: tuple[Tensor, ...] = (lr,) if isinstance(lr, Tensor) else ()
 
     def run_block(self, index: int, img: Tensor, txt: Tensor, vec: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Run block `index` of the base on tokens that have read from the LR stream."""
-        return block(self.before_block(index, img, vec), txt, vec)
+        if self.memories is not None:
+            img = self.blocks[index].read(img, vec, self.memories[index], self.control_scale)
+        else:
+            img, lr = self.blocks[index](img, self.state[0], vec, self.control_scale)
+            self.state = (lr,)
+        return block(img, txt, vec)

@@ -1,7 +1,8 @@
 """The SD3 multimodal diffusion transformer (MMDiT) in SD3's own key layout, open to one guest around its blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -27,11 +28,44 @@ Block = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # (img, txt, 
 
 
 class Guest(Protocol):
-    """What a control family implements: it stands around each block and decides what the block sees and returns."""
+    """One forward pass of a control family: it stands around each block and decides what the block sees and returns.
+
+    `state` is what it carries from block to block; it can be set, so that a block can be computed again.
+    """
+
+    state: tuple[Tensor, ...]
 
     def run_block(self, index: int, img: Tensor, txt: Tensor, vec: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Run block `index` on img [B, N, D], txt [B, T, D] and vec [B, D]; call `block` as the host would."""
         ...
+
+
+class GuestChain:
+    """Several guests as one: the first stands nearest to the block."""
+
+    def __init__(self, guests: Sequence[Guest]):
+        self.guests = guests
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """The guests' states one after another."""
+        return tuple(part for guest in self.guests for part in guest.state)
+
+    @state.setter
+    def state(self, value: tuple[Tensor, ...]) -> None:
+        for guest in self.guests:
+            size = len(guest.state)
+            guest.state, value = value[:size], value[size:]
+
+    def run_block(self, index: int, img: Tensor, txt: Tensor, vec: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Run block `index` with every guest around it."""
+        for guest in self.guests:
+            block = partial(_around, guest, index, block)
+        return block(img, txt, vec)
+
+
+def _around(guest: Guest, index: int, block: Block, img: Tensor, txt: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+    return guest.run_block(index, img, txt, vec, block)
 
 
 @dataclass(frozen=True, kw_only=True)
