@@ -6,7 +6,7 @@ Nothing here is ever unpickled. Sizes come from the tensors, never from a side f
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, DiskError
 from .model.autoencoder import AutoencoderParams, PatchAutoencoder
-from .model.control import ControlParams, ControlStream, LRAttention
-from .model.layers import HEAD_DIM, TORCH, Factory
+from .model.control import ControlParams, ControlStream
+from .model.controlnet import ControlNet, ControlNetParams
+from .model.family import FIT_FIELDS, FamilyParams
+from .model.image_prompt import ImagePrompt, ImagePromptParams
+from .model.layers import HEAD_DIM, TORCH, Factory, count_blocks
 from .model.mmdit import MMDiT, MMDiTParams
 
 Kind = Literal["mmdit", "control", "autoencoder"]
@@ -28,9 +31,11 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ParamsT = TypeVar("ParamsT")
 
 CHECKPOINT_PREFIX = "model.diffusion_model."  # where whole SD3 checkpoints keep the MMDiT
+IMAGE_PROMPT_PREFIX = "image_prompt."  # where a control's file keeps the image prompt trained with it
 _NAMES = {
     "mmdit": "an SD3-family transformer",
     "control": "EAM control weights",
+    "image_prompt": "the weights of an EAM image prompt without its control",
     "autoencoder": "an EAM autoencoder",
 }
 # Key fragments of other model families, most telling first.
@@ -125,8 +130,8 @@ def _refuse_unreadable(path: Path) -> None:
 def describe(state: Mapping[str, Tensor]) -> str:
     """Say in words what a state dict holds, for messages."""
     keys = {key.removeprefix(CHECKPOINT_PREFIX) for key in state}
-    for kind, marks in _MARKS.items():
-        if marks <= keys:
+    for kind in _MARKS:
+        if _holds(keys, kind):
             return _NAMES[kind]
     for name, fragments in _OTHER_KINDS:
         if any(fragment in key for key in state for fragment in fragments):
@@ -134,15 +139,23 @@ def describe(state: Mapping[str, Tensor]) -> str:
     return f"something unknown ({len(state)} tensors, first key {next(iter(sorted(state)), 'none')!r})"
 
 
-_MARKS: dict[str, set[str]] = {
-    "control": {"lr_embedder.proj.weight", "control_blocks.0.img_out.weight"},
-    "autoencoder": {"encoder.weight", "decoder.linear.weight", "decoder.leave.weight"},
-    "mmdit": {"x_embedder.proj.weight", "joint_blocks.0.x_block.attn.qkv.weight", "final_layer.linear.weight"},
+_MARKS: dict[str, tuple[set[str], ...]] = {
+    "control": (
+        {"lr_embedder.proj.weight", "control_blocks.0.img_out.weight"},
+        {"lr_embedder.proj.weight", "controlnet_blocks.0.x_block.attn.qkv.weight", "zero_linears.0.weight"},
+    ),
+    "image_prompt": ({"image_prompt.projector.1.weight", "image_prompt.prompt_blocks.0.to_out_ip.weight"},),
+    "autoencoder": ({"encoder.weight", "decoder.linear.weight", "decoder.leave.weight"},),
+    "mmdit": ({"x_embedder.proj.weight", "joint_blocks.0.x_block.attn.qkv.weight", "final_layer.linear.weight"},),
 }
 
 
+def _holds(keys: Set[str], kind: str) -> bool:
+    return any(marks <= keys for marks in _MARKS[kind])
+
+
 def require(state: Mapping[str, Tensor], kind: Kind, source: str) -> dict[str, Tensor]:
-    """Return the part of a state dict that holds the wanted kind, without a whole checkpoint's prefix.
+    """Return the part of a state dict that holds the wanted kind: no checkpoint's prefix, no image prompt.
 
     Raises:
         CheckpointError: it holds something else; the message says what.
@@ -155,17 +168,19 @@ def require(state: Mapping[str, Tensor], kind: Kind, source: str) -> dict[str, T
             if key.startswith(CHECKPOINT_PREFIX)
         }
         found = inner or found
-    if not _MARKS[kind] <= found.keys():
+    if not _holds(found.keys(), kind):
         raise CheckpointError(
             f"expected {_NAMES[kind]}, but {source} holds {describe(found)}; choose a file of the right kind"
         )
+    if kind == "control":
+        return {key: value for key, value in found.items() if not key.startswith(IMAGE_PROMPT_PREFIX)}
     return found
 
 
 def mmdit_params(state: Mapping[str, Tensor]) -> MMDiTParams:
     """Infer the architecture of an SD3-family transformer from its keys and shapes."""
     hidden_size, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
-    depth = _count(state, "joint_blocks.")
+    depth = count_blocks(state, "joint_blocks.")
     pos_embed = state.get("pos_embed")
     return MMDiTParams(
         depth=depth,
@@ -180,24 +195,10 @@ def mmdit_params(state: Mapping[str, Tensor]) -> MMDiTParams:
     )
 
 
-def control_params(state: Mapping[str, Tensor]) -> ControlParams:
-    """Infer the architecture of a control stream from its keys and shapes."""
-    hidden_size, in_channels, patch_size, _ = state["lr_embedder.proj.weight"].shape
-    lr_attention: LRAttention = "joint"
-    if "control_blocks.0.lr_mod_table" in state:
-        lr_attention = "cross" if "control_blocks.0.img_attn.q.weight" in state else "self"
-    return ControlParams(
-        depth=_count(state, "control_blocks."),
-        hidden_size=hidden_size,
-        in_channels=in_channels,
-        patch_size=patch_size,
-        qk_norm="control_blocks.0.lr_attn.ln_k.weight" in state,
-        lr_attention=lr_attention,
-    )
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+def control_params(state: Mapping[str, Tensor]) -> ControlParams | ControlNetParams:
+    """Infer family and architecture of control weights from their keys and shapes."""
+    family = ControlNetParams if "zero_linears.0.weight" in state else ControlParams
+    return family.from_state_dict(state)
 
 
 def build_mmdit(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> MMDiT:
@@ -207,11 +208,23 @@ def build_mmdit(state: Mapping[str, Tensor], source: str, factory: Factory = TOR
     return _fill(lambda where: MMDiT(params, where), state, source, factory)
 
 
-def build_control(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> ControlStream:
-    """Build the control stream that a state dict holds, with its weights."""
+def build_control(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> ControlStream | ControlNet:
+    """Build the control that a state dict holds, of whichever family, with its weights."""
     state = require(state, "control", source)
     params = _infer(control_params, state, source)
+    if isinstance(params, ControlNetParams):
+        return _fill(lambda where: ControlNet(params, where), state, source, factory)
     return _fill(lambda where: ControlStream(params, where), state, source, factory)
+
+
+def build_image_prompt(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> ImagePrompt | None:
+    """Build the image prompt that a control's state dict holds beside the control; None where it holds none."""
+    size = len(IMAGE_PROMPT_PREFIX)
+    inner = {key[size:]: value for key, value in state.items() if key.startswith(IMAGE_PROMPT_PREFIX)}
+    if not inner:
+        return None
+    params = _infer(ImagePromptParams.from_state_dict, inner, source)
+    return _fill(lambda where: ImagePrompt(params, where), inner, source, factory)
 
 
 def build_autoencoder(state: Mapping[str, Tensor], source: str) -> PatchAutoencoder:
@@ -259,13 +272,13 @@ def _load(module: ModuleT, state: Mapping[str, Tensor], source: str, device: tor
     return module.eval()
 
 
-def check_pair(base: MMDiTParams, control: ControlParams, source: str) -> None:
-    """Refuse control weights that were trained for a base of another size.
+def check_pair(base: MMDiTParams, control: FamilyParams | ImagePromptParams, source: str) -> None:
+    """Refuse control or image prompt weights that were trained for a base of another size.
 
     Raises:
         CheckpointError: depth, width or norm differ.
     """
-    fields = ("depth", "hidden_size", "in_channels", "patch_size", "qk_norm")
+    fields = [field for field in FIT_FIELDS if hasattr(control, field)]
     wanted, got = ({field: getattr(params, field) for field in fields} for params in (base, control))
     if wanted != got:
         changed = ", ".join(

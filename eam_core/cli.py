@@ -110,6 +110,12 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--text-encoders", metavar="DIR", type=Path, help="SD3 pipeline folder (diffusers); without it no text"
     )
+    group.add_argument(
+        "--image-encoder",
+        metavar="DIR",
+        type=Path,
+        help="CLIP vision tower (transformers) that the control's image prompt was trained with; without it none",
+    )
     group.add_argument("--prompt", metavar="TEXT", default="", help="what the picture shows")
     group.add_argument("--negative-prompt", metavar="TEXT", default="", help="what it shall not show")
     group.add_argument(
@@ -210,7 +216,9 @@ def _load_restorer(args: argparse.Namespace, config: "RestoreConfig") -> "Restor
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = best if args.device == "auto" else args.device
     paths = {name: getattr(args, name) or getattr(EMBEDDED, name) for name in ("base", "control", "autoencoder")}
-    restorer = Restorer.from_files(**paths, text_encoders=args.text_encoders, device=device)
+    restorer = Restorer.from_files(
+        **paths, text_encoders=args.text_encoders, image_encoder=args.image_encoder, device=device
+    )
     _or_refuse(lambda: restorer.check(config))
     return restorer
 

@@ -16,6 +16,7 @@ from .guidance import (
     restoration_guidance,
 )
 from .model.control import LRMemory
+from .model.family import LRState
 from .model.psi_dit import PsiDiT
 from .restore_config import RestoreConfig
 from .tiling import Box, tiled
@@ -44,12 +45,24 @@ class TiledDenoiser:
         negative: Text | None,
         config: RestoreConfig,
         on_progress: Progress | None = None,
+        image_tokens: Tensor | None = None,
     ):
-        """Set up one run; lr_latents [B, C, H, W] as the network takes them, negative None without guidance."""
+        """Set up one run.
+
+        Args:
+            model: the network.
+            lr_latents: [B, C, H, W] as the network takes them.
+            positive, negative: texts; negative None without guidance.
+            config: settings.
+            on_progress: see `Progress`.
+            image_tokens: the vision tower's tokens [B, T, image_size] of the whole pictures, used in every tile; None
+                runs without image prompt.
+        """
         self.model, self.lr_latents, self.config = model, lr_latents, config
         self.positive, self.negative = positive, negative
         self.grid = config.latent_grid(*lr_latents.shape[-2:])
         self.dtype = next(model.parameters()).dtype
+        self.image_tokens = None if image_tokens is None else image_tokens.to(lr_latents.device, self.dtype)
         self.control_range = tuple(
             percent_to_sigma(percent, config.shift) for percent in (config.control_start, config.control_end)
         )
@@ -86,9 +99,7 @@ class TiledDenoiser:
         self.steps_done += 1
         return restoration_guidance(denoised, self.lr_latents, sigma, config.fidelity, config.sigma_start)
 
-    def _velocity(
-        self, tiles: Tensor, sigma: float, text: Text, lr: Tensor | list[LRMemory] | None, control_scale: float
-    ) -> Tensor:
+    def _velocity(self, tiles: Tensor, sigma: float, text: Text, lr: LRState | None, control_scale: float) -> Tensor:
         num = len(tiles)
         args = (
             tiles.to(self.dtype),
@@ -96,11 +107,13 @@ class TiledDenoiser:
             text.context.expand(num, -1, -1),
             text.pooled.expand(num, -1),
         )
-        if lr is None:
-            return self.model.base(*args).to(tiles)
-        return self.model(*args, lr, control_scale=control_scale).to(tiles)
+        prompt = {}
+        if self.image_tokens is not None:
+            # Tiles lie one after the other, each with all pictures of the batch.
+            prompt["image_tokens"] = self.image_tokens.repeat(num // len(self.image_tokens), 1, 1)
+        return self.model(*args, lr, control_scale=control_scale, **prompt).to(tiles)
 
-    def _lr_state(self, lr_tiles: Tensor, boxes: tuple[Box, ...]) -> Tensor | list[LRMemory]:
+    def _lr_state(self, lr_tiles: Tensor, boxes: tuple[Box, ...]) -> LRState:
         """Return the LR tiles, or their keys and values where these are the same at every step."""
         if not self.model.control.can_remember:
             return lr_tiles

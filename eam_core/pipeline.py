@@ -10,7 +10,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .checkpoint import build_autoencoder, build_control, build_mmdit, check_pair, read_metadata, read_weights
+from .checkpoint import (
+    build_autoencoder,
+    build_control,
+    build_image_prompt,
+    build_mmdit,
+    check_pair,
+    read_metadata,
+    read_weights,
+)
 from .color import apply_color_fix
 from .denoiser import Progress, Text, TiledDenoiser
 from .diffusers_keys import read_transformer
@@ -25,6 +33,7 @@ from .presets import EMBEDDED, NUM_NULL_TOKENS, SD3, Spec
 from .restore_config import RestoreConfig
 from .sampling import get_sampler, initial_latents, make_noise
 from .tiling import tiled_map
+from .vision import VisionTower, fitting_tower
 
 # Pixels; the autoencoder needs far less memory per pixel than the transformer, and its seams show sooner.
 AUTOENCODER_TILE, AUTOENCODER_OVERLAP = 1024, 128
@@ -56,12 +65,21 @@ class NullText:
 class Restorer:
     """The loaded parts of one model, ready to restore pictures."""
 
-    def __init__(self, *, model: PsiDiT, autoencoder: Autoencoder, text: TextEncoder, spec: Spec = EMBEDDED):
+    def __init__(
+        self,
+        *,
+        model: PsiDiT,
+        autoencoder: Autoencoder,
+        text: TextEncoder,
+        image_encoder: VisionTower | None = None,
+        spec: Spec = EMBEDDED,
+    ):
         """Join parts that lie on one device; the model's own dtype is what it runs in.
 
         Raises:
-            CheckpointError: the autoencoder's latents do not fit the model.
+            CheckpointError: the autoencoder's latents or the image encoder's tokens do not fit the model.
         """
+        self.image_encoder = fitting_tower(model.image_prompt, image_encoder)
         self.model, self.autoencoder, self.text, self.spec = model.eval().requires_grad_(False), autoencoder, text, spec
         self.device = next(model.parameters()).device
         wanted = model.base.params.in_channels
@@ -87,6 +105,7 @@ class Restorer:
         control: str | Path,
         autoencoder: str | Path,
         text_encoders: str | Path | None = None,
+        image_encoder: str | Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> "Restorer":
@@ -97,6 +116,8 @@ class Restorer:
             control: safetensors file of EAM control weights, trained for this base.
             autoencoder: diffusers folder of SD3's autoencoder, or a safetensors file of an EAM autoencoder.
             text_encoders: folder of an SD3 pipeline in diffusers' layout; None runs without text.
+            image_encoder: transformers folder of the CLIP vision tower that the control's image prompt was trained
+                with; None runs without image prompt.
             device: "cpu", "cuda", ...
             dtype: of base and control; float32 on the CPU and for text-free bases, else bfloat16.
 
@@ -110,9 +131,11 @@ class Restorer:
             dtype = torch.float32 if spec is EMBEDDED or device == "cpu" else torch.bfloat16
         factory = Factory(dtype=dtype, device=device)
         # The small file first, so that a wrong one is refused before gigabytes are read.
-        stream = build_control(read_weights(control), Path(control).name, factory)
+        source, weights = Path(control).name, read_weights(control)
+        stream, prompt = build_control(weights, source, factory), build_image_prompt(weights, source, factory)
         mmdit = build_mmdit(read_transformer(base), Path(base).name, factory)
-        check_pair(mmdit.params, stream.params, Path(control).name)
+        for part in (stream, prompt) if prompt else (stream,):
+            check_pair(mmdit.params, part.params, source)
         text: TextEncoder = NullText(
             num_tokens=spec.num_null_tokens,
             context_size=mmdit.params.context_size,
@@ -122,7 +145,13 @@ class Restorer:
             from .sd3 import SD3TextEncoder
 
             text = SD3TextEncoder(text_encoders, context_size=mmdit.params.context_size, device=device)
-        return cls(model=PsiDiT(mmdit, stream), autoencoder=_autoencoder(autoencoder, device), text=text, spec=spec)
+        return cls(
+            model=PsiDiT(mmdit, stream, prompt),
+            autoencoder=_autoencoder(autoencoder, device),
+            text=text,
+            image_encoder=None if image_encoder is None else VisionTower(image_encoder, device=device),
+            spec=spec,
+        )
 
     def check(self, config: RestoreConfig) -> None:
         """Refuse settings that this model cannot serve.
@@ -161,7 +190,8 @@ class Restorer:
         )
         lr_latents = self.encode(enlarged)
         noise = make_noise(tuple(lr_latents.shape), config.seed).to(self.device)
-        denoiser = TiledDenoiser(self.model, lr_latents, *self._texts(config), config, on_progress)
+        tokens = self.image_encoder.encode(image) if self.image_encoder else None
+        denoiser = TiledDenoiser(self.model, lr_latents, *self._texts(config), config, on_progress, tokens)
         sigmas = schedule(config.steps, config.shift, config.sigma_start)
         start = initial_latents(noise, lr_latents, config.sigma_start)
         latents = get_sampler(config.sampler)(denoiser, start, sigmas, None)

@@ -5,6 +5,7 @@ or run from a model's folder.
 """
 
 import gc
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class SD3Autoencoder:
 class SD3TextEncoder:
     """CLIP-L, CLIP-G and, where present, T5 from an SD3 pipeline's folder.
 
-    Each encoder is loaded for the moment it runs and dropped again: together they are larger than the transformer.
+    `encode` loads each encoder for the moment it runs and drops it again: together they are larger than the
+    transformer. `encode_batches` holds them all, for many prompts.
     """
 
     def __init__(self, folder: str | Path, *, context_size: int = 4096, device: str = "cpu"):
@@ -80,6 +82,7 @@ class SD3TextEncoder:
                         "name the folder that holds text_encoder, text_encoder_2 and their tokenizers"
                     )
         self._known: dict[str, Text] = {}
+        self._held: dict[str, Any] | None = None  # encoders and tokenizers in memory, while `encode_batches` runs
 
     def encode(self, prompts: list[str]) -> list[Text]:
         """Encode prompts as SD3 does (SD3 section 4): CLIP tokens side by side, then T5 tokens (zeros without T5).
@@ -89,21 +92,42 @@ class SD3TextEncoder:
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if new:
-            clip = [self._clip(new, suffix) for suffix in ("", "_2")]
-            tokens = torch.cat([hidden for hidden, _ in clip], dim=-1)
-            pooled = torch.cat([vector for _, vector in clip], dim=-1)
-            t5 = self._t5(new) if self.has_t5 else tokens.new_zeros(len(new), NUM_T5_TOKENS, self.context_size)
-            if t5.shape[-1] != self.context_size or tokens.shape[-1] > self.context_size:
-                raise CheckpointError(
-                    f"expected text encoders for tokens of {self.context_size} channels, but {self.folder} gives "
-                    f"{tokens.shape[-1]} (CLIP) and {t5.shape[-1]} (T5); choose those of the base's own family"
-                )
-            context = torch.cat([F.pad(tokens, (0, self.context_size - tokens.shape[-1])), t5], dim=1)
-            self._known |= {prompt: Text(context[i : i + 1], pooled[i : i + 1]) for i, prompt in enumerate(new)}
+            self._known |= dict(zip(new, self._encode(new)))
         return [self._known[prompt] for prompt in prompts]
 
+    def encode_batches(self, prompts: Sequence[str], batch_size: int) -> Iterator[list[Text]]:
+        """Encode many prompts, `batch_size` at a time, with all encoders in memory until the last one.
+
+        Args:
+            prompts: any number; results are not remembered.
+            batch_size: prompts that run through the encoders together.
+
+        Yields:
+            What `encode` returns, for each batch.
+        """
+        self._held = {}
+        try:
+            for start in range(0, len(prompts), batch_size):
+                yield self._encode(prompts[start : start + batch_size])
+        finally:
+            self._held = None
+            self._free()
+
+    def _encode(self, prompts: Sequence[str]) -> list[Text]:
+        clip = [self._clip(prompts, suffix) for suffix in ("", "_2")]
+        tokens = torch.cat([hidden for hidden, _ in clip], dim=-1)
+        pooled = torch.cat([vector for _, vector in clip], dim=-1)
+        t5 = self._t5(prompts) if self.has_t5 else tokens.new_zeros(len(prompts), NUM_T5_TOKENS, self.context_size)
+        if t5.shape[-1] != self.context_size or tokens.shape[-1] > self.context_size:
+            raise CheckpointError(
+                f"expected text encoders for tokens of {self.context_size} channels, but {self.folder} gives "
+                f"{tokens.shape[-1]} (CLIP) and {t5.shape[-1]} (T5); choose those of the base's own family"
+            )
+        context = torch.cat([F.pad(tokens, (0, self.context_size - tokens.shape[-1])), t5], dim=1)
+        return [Text(context[i : i + 1], pooled[i : i + 1]) for i in range(len(prompts))]
+
     @torch.no_grad()
-    def _clip(self, prompts: list[str], suffix: str) -> tuple[Tensor, Tensor]:
+    def _clip(self, prompts: Sequence[str], suffix: str) -> tuple[Tensor, Tensor]:
         encoder = self._encoder(self.transformers.CLIPTextModelWithProjection, suffix)
         out = encoder(self._tokens(prompts, suffix, NUM_CLIP_TOKENS), output_hidden_states=True)
         result = out.hidden_states[-2].float().cpu(), out.text_embeds.float().cpu()
@@ -112,7 +136,7 @@ class SD3TextEncoder:
         return result
 
     @torch.no_grad()
-    def _t5(self, prompts: list[str]) -> Tensor:
+    def _t5(self, prompts: Sequence[str]) -> Tensor:
         encoder = self._encoder(self.transformers.T5EncoderModel, "_3")
         result = encoder(self._tokens(prompts, "_3", NUM_T5_TOKENS))[0].float().cpu()
         del encoder
@@ -120,14 +144,27 @@ class SD3TextEncoder:
         return result
 
     def _encoder(self, kind: Any, suffix: str) -> Any:
-        folder = self.folder / f"text_encoder{suffix}"
-        return _load(kind, folder, "a text encoder", torch_dtype=self.dtype, **_WEIGHTS).to(self.device).eval()
+        def load(folder: Path) -> Any:
+            module = _load(kind, folder, "a text encoder", torch_dtype=self.dtype, **_WEIGHTS)
+            return module.to(self.device).eval()
 
-    def _tokens(self, prompts: list[str], suffix: str, length: int) -> Tensor:
-        folder = self.folder / f"tokenizer{suffix}"
-        tokenizer = _load(self.transformers.AutoTokenizer, folder, "a tokenizer", **_LOCAL)
-        batch = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return self._hold(f"text_encoder{suffix}", load)
+
+    def _tokens(self, prompts: Sequence[str], suffix: str, length: int) -> Tensor:
+        def load(folder: Path) -> Any:
+            return _load(self.transformers.AutoTokenizer, folder, "a tokenizer", **_LOCAL)
+
+        tokenizer = self._hold(f"tokenizer{suffix}", load)
+        batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return batch.input_ids.to(self.device)
+
+    def _hold(self, part: str, load: Callable[[Path], Any]) -> Any:
+        """Load a part of the pipeline's folder, or take it from memory where it is held there."""
+        if self._held is None:
+            return load(self.folder / part)
+        if part not in self._held:
+            self._held[part] = load(self.folder / part)
+        return self._held[part]
 
     def _free(self) -> None:
         gc.collect()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..eam_core.checkpoint import build_control, check_pair, read_weights
 from ..eam_core.errors import CheckpointError
 from ..eam_core.guidance import control_scale_at
-from ..eam_core.model.control import ControlParams
+from ..eam_core.model.family import FamilyParams
 from ..eam_core.model.layers import Factory
 from ..eam_core.model.mmdit import MMDiTParams
 from ..eam_core.presets import SD3
@@ -33,10 +33,10 @@ _TILE = "eam_tile"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Control:
-    """What travels between nodes as EAM_CONTROL: a control stream under ComfyUI's memory management."""
+    """What travels between nodes as EAM_CONTROL: a control of any family under ComfyUI's memory management."""
 
     patcher: ModelPatcher
-    params: ControlParams
+    params: FamilyParams
     source: str
 
 

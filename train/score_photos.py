@@ -40,8 +40,7 @@ def make_inputs(hr_folder: Path, lr_folder: Path, *, preset: str, scale: int, se
     paths = list_images(hr_folder)
     lr_folder.mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(paths):
-        generator = torch.Generator().manual_seed(seed + index)
-        lr = degrade(load_image(path).rgb, scale, PRESETS[preset], generator)
+        lr = degrade(load_image(path).rgb, scale, PRESETS[preset], [seed + index])
         save_image(lr, lr_folder / f"{path.stem}.png")
     return len(paths)
 

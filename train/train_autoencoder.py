@@ -1,44 +1,65 @@
 """Train the embedded default's autoencoder: a lapped linear transform first, then the decoder's residual network.
 
 The transform starts as principal components and fixes the latents, so that the base can be trained on them while the
-decoder still improves. Loss of both phases: L1 on pixels and on their gradients.
+decoder still improves. Loss of both phases: L1 on pixels and on their gradients. The first phase is a run of its own in
+the folder `linear` of the run's folder.
 
-python -m train.train_autoencoder tiny --photos FOLDER_OR_TAR ... --run-dir DIR
+python -m train.train_autoencoder tiny --data FOLDER_OR_TAR ... --run-dir DIR
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from eam_core.checkpoint import build_autoencoder, read_weights
+from eam_core.checkpoint import build_autoencoder, read_weights, save_weights
 from eam_core.model.autoencoder import PATCH, AutoencoderParams, PatchAutoencoder
-from train.loop import LoopConfig, train
+from train.config import LoopConfig
+from train.data import Batch, DataConfig, TrainingData
 from train.options import parse_config, run_script
-from train.pairs import gradient_l1, psnr
-from train.photos import PhotoCrops
+from train.pairs import gradient_l1, pixel_l1, psnr
+from train.trainer import Trainer, Validation
+
+Phase = Literal["linear", "decoder"]
+VAL_COUNT, INIT_COUNT = 48, 400
+FILE = "autoencoder.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """One run: `photos` are folders or tars, `held_out` photos are kept for validation, `crop_size` in pixels.
+    """One run of both phases.
 
-    `start` continues from a file whose linear transform is trained already: only the decoder is trained then.
+    Args:
+        run_dir: folder of the run.
+        start: a file whose linear transform is trained already: only the decoder is trained then.
+        coarse_width: channels of the residual network at 1/8 size.
+        coarse_blocks: its residual blocks.
+        fine_width: channels of the residual network at 1/4 size.
+        fine_blocks: its residual blocks.
+        linear_steps: steps of the first phase.
+        linear_lr: its learning rate.
     """
 
-    photos: tuple[str, ...] = ("data",)
     run_dir: str = "runs/autoencoder"
-    held_out: int = 24
-    crop_size: int = 128
-    gradient_weight: float = 1.0
     start: str = ""
-    params: AutoencoderParams = dataclasses.field(default_factory=AutoencoderParams)
+    coarse_width: int = AutoencoderParams.coarse_width
+    coarse_blocks: int = AutoencoderParams.coarse_blocks
+    fine_width: int = AutoencoderParams.fine_width
+    fine_blocks: int = AutoencoderParams.fine_blocks
     linear_steps: int = 350
     linear_lr: float = 2e-3
-    loop: LoopConfig = LoopConfig(steps=800, batch_size=8, lr=1e-3, ema=0.995)  # noqa: RUF009 (frozen)
+    data: DataConfig = DataConfig(data=("data/photos",), crop_sizes=(128,))  # noqa: RUF009 (frozen)
+    loop: LoopConfig = LoopConfig(steps=800, batch_size=8, lr=1e-3, ema=0.995, save_every=200, validate_every=200)  # noqa: RUF009
+
+    @property
+    def params(self) -> AutoencoderParams:
+        """The architecture."""
+        names = ("coarse_width", "coarse_blocks", "fine_width", "fine_blocks")
+        return AutoencoderParams(**{name: getattr(self, name) for name in names})
 
 
 def tiny() -> AutoencoderConfig:
@@ -48,62 +69,89 @@ def tiny() -> AutoencoderConfig:
 
 def debug() -> AutoencoderConfig:
     """Seconds on a CPU: proves the path, learns nothing."""
-    params = AutoencoderParams(coarse_width=8, coarse_blocks=1, fine_width=8, fine_blocks=1)
-    loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, save_every=2)
-    return AutoencoderConfig(params=params, loop=loop, crop_size=64, held_out=1, linear_steps=4)
+    data = DataConfig(data=("data/photos",), crop_sizes=(64,), held_out=3, num_workers=0)
+    loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, warmup=1, save_every=2, log_every=1, validate_every=2)
+    widths = {"coarse_width": 8, "coarse_blocks": 1, "fine_width": 8, "fine_blocks": 1}
+    return AutoencoderConfig(data=data, loop=loop, linear_steps=4, **widths)
+
+
+class AutoencoderObjective(nn.Module):
+    """From a batch of photos to the distance of what is decoded."""
+
+    def __init__(self, autoencoder: PatchAutoencoder, phase: Phase):
+        """Freeze what the phase does not train."""
+        super().__init__()
+        self.autoencoder, self.phase = autoencoder, phase
+        autoencoder.requires_grad_(phase == "decoder")
+        autoencoder.encoder.requires_grad_(phase == "linear")
+        autoencoder.decoder.linear.requires_grad_(True)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return "loss" [B] and its parts."""
+        images = batch.hr.float() / 127.5 - 1
+        raw = self.autoencoder.encode(images)
+        output = self.autoencoder.decoder.synthesize(raw) if self.phase == "linear" else self.autoencoder.decode(raw)
+        pixel, gradient = pixel_l1(output, images), gradient_l1(output, images)
+        return {"loss": pixel + gradient, "l1": pixel, "gradient_l1": gradient}
+
+
+class AutoencoderTask:
+    """One phase as the trainer sees it."""
+
+    batches_may_leave_parts_unused = False
+
+    def __init__(self, config: AutoencoderConfig, autoencoder: PatchAutoencoder, phase: Phase):
+        """Take the autoencoder as the phase before left it."""
+        self.config, self.name = config, f"autoencoder ({phase})"
+        self.module = AutoencoderObjective(autoencoder.to(memory_format=torch.channels_last), phase)
+
+    @torch.no_grad()
+    def validate(self, data: TrainingData) -> Validation:
+        """Return PSNR on held-out pictures, of the whole decoder and of its linear part."""
+        autoencoder = self.module.autoencoder
+        hr = data.held_out_batch(VAL_COUNT, self.config.data.crop_sizes[0]).hr
+        images = hr.to(autoencoder.encoder.weight.device).float() / 127.5 - 1
+        raw = autoencoder.encode(images)
+        decoded, linear = autoencoder.decode(raw), autoencoder.decoder.synthesize(raw)
+        return Validation({"psnr": psnr(decoded, images), "psnr_linear": psnr(linear, images)}, {})
+
+    def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
+        """Write autoencoder.safetensors."""
+        state = dict(self.module.autoencoder.state_dict())
+        state |= {name.removeprefix("autoencoder."): value for name, value in averaged.items()}
+        save_weights(folder / FILE, state, training={"kind": "autoencoder", **training})
+        return [folder / FILE]
+
+
+def train_autoencoder(config: AutoencoderConfig) -> None:
+    """Run both phases, or the second alone from a given start."""
+    start = config.start
+    if not start:
+        loop = dataclasses.replace(config.loop, steps=config.linear_steps, lr=config.linear_lr)
+        start = str(_run(config, _from_photos(config), "linear", loop, Path(config.run_dir) / "linear") / FILE)
+    _run(config, build_autoencoder(read_weights(start), start), "decoder", config.loop, Path(config.run_dir))
+
+
+def _run(
+    config: AutoencoderConfig, autoencoder: PatchAutoencoder, phase: Phase, loop: LoopConfig, run_dir: Path
+) -> Path:
+    settings = {**dataclasses.asdict(config), "phase": phase}
+    return Trainer(AutoencoderTask(config, autoencoder, phase), loop, config.data, str(run_dir), settings).run()
+
+
+def _from_photos(config: AutoencoderConfig) -> PatchAutoencoder:
+    """Start from the principal components of the photos' patches."""
+    torch.manual_seed(config.loop.seed)
+    autoencoder = PatchAutoencoder(config.params)
+    crops = next(TrainingData(config.data, seed=config.loop.seed, batch_size=INIT_COUNT).batches()).hr
+    patches = F.unfold(crops.float() / 127.5 - 1, PATCH, stride=PATCH)
+    autoencoder.init_from_patches(patches.permute(0, 2, 1).reshape(-1, 3, PATCH, PATCH))
+    return autoencoder
 
 
 def main() -> None:
     """Run from the command line."""
-    config = parse_config({"tiny": tiny, "debug": debug}, description=__doc__)
-    sources = [Path(source) for source in config.photos]
-    crops = PhotoCrops(sources, held_out=config.held_out)
-    held_out = PhotoCrops(sources, held_out=config.held_out, split="held_out")
-    torch.manual_seed(config.loop.seed)
-    generator = torch.Generator().manual_seed(config.loop.seed)
-    model = PatchAutoencoder(config.params).to(memory_format=torch.channels_last)
-    if config.start:
-        model = build_autoencoder(read_weights(config.start), config.start).to(memory_format=torch.channels_last)
-    else:
-        patches = F.unfold(crops.sample(400, config.crop_size, generator) * 2 - 1, PATCH, stride=PATCH)
-        model.init_from_patches(patches.permute(0, 2, 1).reshape(-1, 3, PATCH, PATCH))
-    unseen = held_out.sample(48, config.crop_size, generator) * 2 - 1
-
-    def loss_fn(decode: Callable[[Tensor], Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        images = crops.sample(config.loop.batch_size, config.crop_size, generator) * 2 - 1
-        output = decode(model.encode(images))
-        pixel, gradient = F.l1_loss(output, images), gradient_l1(output, images)
-        return {"loss": pixel + config.gradient_weight * gradient, "l1": pixel, "gradient_l1": gradient}
-
-    @torch.no_grad()
-    def validate(average: PatchAutoencoder) -> dict[str, float]:
-        raw = average.encode(unseen)
-        return {
-            "psnr": psnr(average.decode(raw), unseen),
-            "psnr_linear": psnr(average.decoder.synthesize(raw), unseen),
-        }
-
-    print(f"PSNR of the principal components alone: {validate(model)['psnr_linear']:.2f} dB")
-    run_dir = Path(config.run_dir)
-    phases = (
-        (
-            "linear",
-            model.decoder.synthesize,
-            dataclasses.replace(config.loop, steps=config.linear_steps, lr=config.linear_lr),
-        ),
-        ("autoencoder", model.decode, config.loop),
-    )
-    for name, decode, loop in phases[1 if config.start else 0 :]:
-        model.encoder.requires_grad_(name == "linear")
-        average = train(
-            model,
-            lambda step, generator, decode=decode: loss_fn(decode, generator),
-            loop,
-            path=run_dir / f"{name}.safetensors",
-            metadata={"kind": "autoencoder", "phase": name},
-            validate=validate,
-        )
-        model.load_state_dict(average.state_dict())
+    train_autoencoder(parse_config({"tiny": tiny, "debug": debug}, description=__doc__))
 
 
 if __name__ == "__main__":

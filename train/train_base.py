@@ -1,44 +1,64 @@
 """Train a small text-free SD3-layout base on an autoencoder's latents: rectified flow, velocity loss.
 
-python -m train.train_base tiny --photos FOLDER_OR_TAR ... --autoencoder FILE --run-dir DIR
+python -m train.train_base tiny --data FOLDER_OR_TAR ... --autoencoder FILE --run-dir DIR
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from eam_core.checkpoint import build_autoencoder, read_weights
+from eam_core.checkpoint import build_autoencoder, read_weights, save_weights
 from eam_core.flow import add_noise, sample_sigmas, timestep, velocity_target
-from eam_core.model.autoencoder import scale_latents
+from eam_core.model.autoencoder import PatchAutoencoder, scale_latents
 from eam_core.model.layers import sincos_position_table
 from eam_core.model.mmdit import MMDiT, MMDiTParams
-from train.loop import LoopConfig, train
+from eam_core.presets import EMBEDDED, NUM_NULL_TOKENS
+from train.config import LoopConfig
+from train.control_task import random_positions
+from train.data import Batch, DataConfig, TrainingData
+from train.objective import sample_noise
 from train.options import parse_config, run_script
-from train.photos import PhotoCrops
+from train.parts import NoText
+from train.seeding import generator, sample_seed
+from train.trainer import Trainer, Validation
 
 PASS_GAIN = 0.5  # size of the embedded patch beside its position: LayerNorm then hardly depends on the patch
-NUM_NULL_TOKENS = 4  # a text-free base still wants a few (zero) tokens
+VAL_COUNT = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """One run; `params` is the architecture, `crop_size` in pixels, `held_out` photos are kept for validation."""
+    """One run.
 
-    photos: tuple[str, ...] = ("data",)
-    autoencoder: str = "runs/autoencoder/autoencoder.safetensors"
+    Args:
+        run_dir: folder of the run.
+        autoencoder: weight file whose latents are learned.
+        depth: number of blocks; ComfyUI wants hidden_size / 64.
+        hidden_size: token width.
+        pos_embed_max_size: side of the position table in tokens.
+    """
+
     run_dir: str = "runs/base"
-    held_out: int = 24
-    crop_size: int = 128
-    params: MMDiTParams = dataclasses.field(
-        default_factory=lambda: MMDiTParams(
-            depth=4, hidden_size=256, context_size=64, pooled_size=64, pos_embed_max_size=64
-        )
-    )
-    loop: LoopConfig = LoopConfig(steps=700, batch_size=32, lr=1e-3, ema=0.995)  # noqa: RUF009 (frozen)
+    autoencoder: str = "runs/autoencoder/autoencoder.safetensors"
+    depth: int = 4
+    hidden_size: int = 256
+    pos_embed_max_size: int = 64
+    data: DataConfig = DataConfig(data=("data/photos",), crop_sizes=(128,))  # noqa: RUF009 (frozen)
+    loop: LoopConfig = LoopConfig(steps=700, batch_size=32, lr=1e-3, ema=0.995, save_every=200, validate_every=200)  # noqa: RUF009
+
+    def __post_init__(self):
+        _ = self.params  # refuses bad sizes
+
+    @property
+    def params(self) -> MMDiTParams:
+        """The architecture; text is taken, as hosts want it, but never trained."""
+        sizes = {name: getattr(self, name) for name in ("depth", "hidden_size", "pos_embed_max_size")}
+        return MMDiTParams(**sizes, context_size=64, pooled_size=64)
 
 
 def tiny() -> BaseConfig:
@@ -48,9 +68,9 @@ def tiny() -> BaseConfig:
 
 def debug() -> BaseConfig:
     """Seconds on a CPU: proves the path, learns nothing."""
-    params = MMDiTParams(depth=2, hidden_size=128, context_size=64, pooled_size=64, pos_embed_max_size=32)
-    loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, save_every=2)
-    return BaseConfig(params=params, loop=loop, crop_size=64, held_out=1)
+    data = DataConfig(data=("data/photos",), crop_sizes=(64,), held_out=3, num_workers=0)
+    loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, warmup=1, save_every=2, log_every=1, validate_every=2)
+    return BaseConfig(depth=2, hidden_size=128, pos_embed_max_size=32, data=data, loop=loop)
 
 
 @torch.no_grad()
@@ -86,47 +106,65 @@ def init_base(base: MMDiT) -> None:
     read.weight.copy_(by_patch * spread / PASS_GAIN)
 
 
-def null_text(params: MMDiTParams, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Return the zero context [B, 4, context_size] and pooled vector [B, pooled_size] of a text-free base."""
-    context = torch.zeros(batch_size, NUM_NULL_TOKENS, params.context_size)
-    return context, torch.zeros(batch_size, params.pooled_size)
+class BaseObjective(nn.Module):
+    """From a batch of photos to the velocity's squared error."""
+
+    def __init__(self, base: MMDiT, autoencoder: PatchAutoencoder, seed: int):
+        """Join the base with its frozen autoencoder."""
+        super().__init__()
+        self.base, self.autoencoder, self.seed = base, autoencoder.requires_grad_(False), seed
+        self.text = NoText(base)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return "loss" and "sigma", both [B]."""
+        device = batch.hr.device
+        with torch.no_grad():
+            latents = scale_latents(self.autoencoder.encode(batch.hr.float() / 127.5 - 1))
+        sigma = torch.cat([sample_sigmas(1, generator(seed, "time"), 1.0) for seed in batch.seeds.tolist()]).to(device)
+        noise = sample_noise(latents, batch.seeds)
+        positions = random_positions(self.base, latents, generator(sample_seed(self.seed, step), "positions"))
+        text = (part.to(device) for part in self.text.read(batch.captions))
+        velocity = self.base(add_noise(latents, noise, sigma), timestep(sigma), *text, positions=positions)
+        loss = (velocity.float() - velocity_target(latents, noise)).square().mean((1, 2, 3))
+        return {"loss": loss, "sigma": sigma}
 
 
-def random_positions(base: MMDiT, latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop the position table anywhere in its middle half, so that no place or size of a tile is unseen."""
-    height, width = (side // base.params.patch_size for side in latents.shape[-2:])
-    side = base.params.pos_embed_max_size
-    low, high = side // 4, side - side // 4
-    offset = tuple(int(torch.randint(low, high - n + 1, (), generator=generator)) for n in (height, width))
-    return base.positions(*latents.shape[-2:], offset=offset)  # type: ignore[arg-type]
+class BaseTask:
+    """A base run as the trainer sees it."""
+
+    name = "base"
+    batches_may_leave_parts_unused = True  # text that is always zero moves no weight of the text side
+
+    def __init__(self, config: BaseConfig):
+        """Make the base, ready to pass its input through."""
+        torch.manual_seed(config.loop.seed)
+        autoencoder = build_autoencoder(read_weights(config.autoencoder), config.autoencoder)
+        base = MMDiT(config.params)
+        init_base(base)
+        self.config, self.module = config, BaseObjective(base, autoencoder, config.loop.seed)
+
+    @torch.no_grad()
+    def validate(self, data: TrainingData) -> Validation:
+        """Return the loss on held-out pictures, with fixed times and noise."""
+        batch = data.held_out_batch(VAL_COUNT, self.config.data.crop_sizes[0])
+        hr = batch.hr.to(next(self.module.parameters()).device)
+        loss = self.module(dataclasses.replace(batch, hr=hr), 0)["loss"]
+        return Validation({"loss": loss.mean().item()}, {})
+
+    def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
+        """Write base.safetensors, marked as trained without text."""
+        state = dict(self.module.base.state_dict())
+        state |= {name.removeprefix("base."): value for name, value in averaged.items()}
+        path = folder / "base.safetensors"
+        notes = {"kind": "mmdit", NUM_NULL_TOKENS: EMBEDDED.num_null_tokens, **training}
+        save_weights(path, state, training=notes)
+        return [path]
 
 
 def main() -> None:
     """Run from the command line."""
     config = parse_config({"tiny": tiny, "debug": debug}, description=__doc__)
-    crops = PhotoCrops([Path(source) for source in config.photos], held_out=config.held_out)
-    torch.manual_seed(config.loop.seed)
-    autoencoder = build_autoencoder(read_weights(config.autoencoder), config.autoencoder).requires_grad_(False)
-    base = MMDiT(config.params)
-    init_base(base)
-
-    def loss_fn(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        images = crops.sample(config.loop.batch_size, config.crop_size, generator)
-        latents = scale_latents(autoencoder.encode(images * 2 - 1))
-        noise = torch.randn(latents.shape, generator=generator)
-        sigma = sample_sigmas(len(latents), generator, 1.0)
-        x = add_noise(latents, noise, sigma)
-        text = null_text(base.params, len(x))
-        velocity = base(x, timestep(sigma), *text, positions=random_positions(base, x, generator))
-        return {"loss": F.mse_loss(velocity, velocity_target(latents, noise))}
-
-    train(
-        base,
-        loss_fn,
-        config.loop,
-        path=Path(config.run_dir) / "base.safetensors",
-        metadata={"kind": "mmdit", "null_tokens": NUM_NULL_TOKENS, "crop_size": config.crop_size},
-    )
+    Trainer(BaseTask(config), config.loop, config.data, config.run_dir, dataclasses.asdict(config)).run()
 
 
 if __name__ == "__main__":

@@ -1,149 +1,175 @@
 """Tune a trained control and the decoder for few sampling steps: sample as a user would, score the decoded picture.
 
-The sampler starts from the LR latent at `sigma_start` and takes a random number of steps; gradients flow through the
+The sampler starts from the LR latents at `sigma_start` and takes a random number of steps; gradients flow through the
 last one. Loss: L1 on pixels and their gradients of the decoded picture, and a perceptual distance (ST-LPIPS, VGG
 variant; the AlexNet variant is kept for scoring).
 
-The decoder learns from restored latents and, one batch in four, from those of clean photos, so that it stays one.
-Writes control.safetensors and autoencoder.safetensors into the run folder, both averaged.
+The decoder learns from restored latents and, one step in four, from those of clean photos, so that it stays one.
+Writes control.safetensors and autoencoder.safetensors into the run folder.
 
-python -m train.train_few_step tiny --photos FOLDER_OR_TAR ... --start CONTROL --run-dir DIR
+python -m train.train_few_step tiny --data FOLDER_OR_TAR ... --start CONTROL --run-dir DIR
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eam_core.checkpoint import save_weights
+from eam_core.errors import CheckpointError
 from eam_core.flow import schedule
 from eam_core.model.autoencoder import PatchAutoencoder, unscale_latents
-from eam_core.model.control import ControlStream
-from eam_core.model.psi_dit import PsiDiT
-from eam_core.sampling import initial_latents
-from train.loop import LoopConfig, train
+from train.config import LoopConfig
+from train.control_task import random_positions, sample, strips
+from train.data import Batch, DataConfig, TrainingData
 from train.metrics import perceptual_metric
+from train.objective import sample_noise
 from train.options import parse_config, run_script
-from train.pairs import PairConfig, Pairs, draw_pairs, gradient_l1, make_pairs, psnr
-from train.photos import PhotoCrops
-from train.prefetch import prefetch
-from train.train_base import random_positions
-from train.train_control import ControlConfig, denoise_once, load_models
+from train.pairs import PairConfig, Pairs, gradient_l1, make_pairs, pixel_l1, psnr
+from train.parts import Parts, PartsConfig, load_parts
+from train.seeding import generator, sample_seed
+from train.trainer import Trainer, Validation
+
+CLEAN_EVERY = 4
+VAL_COUNT = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FewStepConfig(ControlConfig):
-    """A control run whose input is what the sampler itself makes.
+class FewStepConfig:
+    """One run; its input is what the sampler itself makes.
 
     Args:
-        sigma_start: noise level at which the sampler starts from the LR latent.
+        run_dir: folder of the run.
+        sigma_start: noise level at which the sampler starts from the LR latents.
         num_steps: numbers of sampling steps to draw from.
-        perceptual_weight: of the perceptual distance, beside an L1 of weight 1.
+        perceptual_weight: of the perceptual distance, beside an L1 of weight 1; 0 needs no metric's package.
     """
 
+    run_dir: str = "runs/few_step"
     sigma_start: float = 0.7
     num_steps: tuple[int, ...] = (1, 2)
     perceptual_weight: float = 0.7
+    parts: PartsConfig = PartsConfig(start="runs/control/control.safetensors")  # noqa: RUF009 (frozen)
+    data: DataConfig = DataConfig(data=("data/photos",), crop_sizes=(128,))  # noqa: RUF009
+    pairs: PairConfig = PairConfig()  # noqa: RUF009
+    loop: LoopConfig = LoopConfig(steps=700, batch_size=5, lr=4e-4, ema=0.99, save_every=100, validate_every=100)  # noqa: RUF009
+
+    def __post_init__(self):
+        if not self.parts.start:
+            raise ValueError("expected control weights to tune, got an empty start; train them with train_psi_dit")
+        for steps in self.num_steps:
+            schedule(steps, 1.0, self.sigma_start)
+        if not self.num_steps or self.perceptual_weight < 0:
+            raise ValueError(
+                f"expected num_steps and a perceptual_weight of at least 0, got {self.num_steps} and "
+                f"{self.perceptual_weight}"
+            )
 
 
 def tiny() -> FewStepConfig:
     """The last stage of the embedded default."""
-    loop = LoopConfig(steps=700, batch_size=5, lr=4e-4, ema=0.99, save_every=100)
-    return FewStepConfig(pairs=PairConfig(crop_sizes=(128,)), run_dir="runs/few_step", loop=loop)
+    return FewStepConfig()
 
 
 def debug() -> FewStepConfig:
     """Seconds on a CPU: proves the path, learns nothing."""
-    loop = LoopConfig(steps=2, batch_size=1, lr=1e-4, save_every=2)
-    return FewStepConfig(pairs=PairConfig(crop_sizes=(64,)), held_out=1, perceptual_weight=0.0, loop=loop)
+    data = DataConfig(data=("data/photos",), crop_sizes=(64,), held_out=3, num_workers=0)
+    loop = LoopConfig(steps=2, batch_size=1, lr=1e-4, warmup=1, save_every=2, log_every=1, validate_every=2)
+    return FewStepConfig(data=data, loop=loop, perceptual_weight=0.0)
 
 
-class Tuned(nn.Module):
-    """What this stage trains: the control and the autoencoder's decoder."""
+class FewStepObjective(nn.Module):
+    """From a batch of photos to the distance of what a user would see; trains the control and the decoder."""
 
-    def __init__(self, control: ControlStream, autoencoder: PatchAutoencoder):
+    autoencoder: PatchAutoencoder
+
+    def __init__(self, parts: Parts, config: FewStepConfig):
+        """Unfreeze control and decoder."""
         super().__init__()
-        self.control, self.autoencoder = control, autoencoder
+        if not isinstance(parts.autoencoder, PatchAutoencoder):
+            raise CheckpointError(f"expected an EAM autoencoder to tune, got {config.parts.autoencoder}")
+        self.model, self.autoencoder, self.text, self.config = parts.model, parts.autoencoder, parts.text, config
+        self.model.control.requires_grad_(True)
+        self.autoencoder.decoder.requires_grad_(True)
+        self.distance = perceptual_metric("stlpips-vgg") if config.perceptual_weight else None
+
+    def restore(self, pairs: Pairs, seeds: Tensor, num_steps: int, positions: Tensor | None = None) -> Tensor:
+        """Sample and decode: pictures [B, 3, H, W] in about [-1, 1]."""
+        text = tuple(part.to(pairs.hr.device) for part in self.text.read([""] * len(pairs.hr)))
+        sigmas = schedule(num_steps, 1.0, self.config.sigma_start)
+        noise = sample_noise(pairs.hr_latents, seeds)
+        latents = sample(self.model, pairs.lr_latents, text, noise, sigmas, positions=positions)
+        return self.autoencoder.decode(unscale_latents(latents))
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return "loss" [B] and its parts."""
+        config, shared = self.config, sample_seed(self.config.loop.seed, step)
+        pairs = make_pairs(batch.hr.float() / 255, batch.seeds, config.pairs, self.autoencoder)
+        if step % CLEAN_EVERY:
+            choice = torch.randint(len(config.num_steps), (), generator=generator(shared, "num_steps"))
+            positions = random_positions(self.model.base, pairs.hr_latents, generator(shared, "positions"))
+            picture = self.restore(pairs, batch.seeds, config.num_steps[int(choice)], positions)
+        else:
+            picture = self.autoencoder.decode(unscale_latents(pairs.hr_latents))
+        target = pairs.hr * 2 - 1
+        out = {"l1": pixel_l1(picture, target), "gradient_l1": gradient_l1(picture, target)}
+        loss = out["l1"] + out["gradient_l1"]
+        if self.distance:
+            out["perceptual"] = self.distance(picture.clamp(-1, 1) / 2 + 0.5, pairs.hr)
+            loss = loss + config.perceptual_weight * out["perceptual"]
+        return {"loss": loss, **out}
 
 
-def sample(
-    model: PsiDiT, pairs: Pairs, num_steps: int, sigma_start: float, noise: Tensor, positions: Tensor | None
-) -> Tensor:
-    """Run Euler steps from the LR latent; only the last step keeps its graph. Returns denoised latents [B, C, H, W]."""
-    x = initial_latents(noise, pairs.lr_latents, sigma_start)
-    sigmas = schedule(num_steps, 1.0, sigma_start)
-    for index in range(num_steps):
-        sigma = sigmas[index].expand(len(x))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and index == num_steps - 1):
-            denoised = denoise_once(model, x, sigma, pairs.lr_latents, positions)
-        x = denoised + sigmas[index + 1] / sigmas[index] * (x - denoised)
-    return x
+class FewStepTask:
+    """A few-step run as the trainer sees it."""
+
+    name = "few-step"
+    batches_may_leave_parts_unused = True  # steps on clean photos leave the control alone
+
+    def __init__(self, config: FewStepConfig):
+        """Load the networks and the metrics."""
+        self.config = config
+        self.module = FewStepObjective(load_parts(config.parts), config)
+        self.score = perceptual_metric("stlpips") if config.perceptual_weight else None
+
+    @torch.no_grad()
+    def validate(self, data: TrainingData) -> Validation:
+        """Sample held-out pictures with the most steps: PSNR and ST-LPIPS (AlexNet) per degradation."""
+        config, module = self.config, self.module
+        batch = data.held_out_batch(VAL_COUNT, config.data.crop_sizes[0])
+        hr = batch.hr.to(next(module.model.control.parameters()).device).float() / 255
+        scores, pictures = {}, {}
+        for preset in config.pairs.presets:
+            fixed = dataclasses.replace(config.pairs, presets=(preset,), preset_weights=(1.0,))
+            pairs = make_pairs(hr, batch.seeds, fixed, module.autoencoder)
+            restored = module.restore(pairs, batch.seeds, max(config.num_steps)).clamp(-1, 1)
+            scores[f"psnr_{preset}"] = psnr(restored, hr * 2 - 1)
+            if self.score:
+                scores[f"stlpips_{preset}"] = self.score.to(hr.device)(restored / 2 + 0.5, hr).mean().item()
+            pictures[preset] = strips(pairs, restored)
+        return Validation(scores, pictures)
+
+    def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
+        """Write control.safetensors and autoencoder.safetensors."""
+        written = []
+        for kind, prefix, part in (
+            ("control", "model.control.", self.module.model.control),
+            ("autoencoder", "autoencoder.", self.module.autoencoder),
+        ):
+            state = dict(part.state_dict())  # type: ignore[attr-defined]
+            state |= {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}
+            written.append(folder / f"{kind}.safetensors")
+            save_weights(written[-1], state, training={**training, "kind": kind})
+        return written
 
 
 def main() -> None:
     """Run from the command line."""
     config = parse_config({"tiny": tiny, "debug": debug}, description=__doc__)
-    sources = [Path(source) for source in config.photos]
-    crops = PhotoCrops(sources, held_out=config.held_out)
-    torch.manual_seed(config.loop.seed)
-    autoencoder, model = load_models(config)
-    autoencoder.decoder.requires_grad_(True)
-    tuned = Tuned(model.control, autoencoder)
-    distance = perceptual_metric("stlpips-vgg") if config.perceptual_weight else None
-
-    batches = prefetch(
-        lambda generator: draw_pairs(crops, config.pairs, config.loop.batch_size, autoencoder, generator),
-        config.loop.seed,
-    )
-
-    def loss_fn(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pairs = next(batches)
-        num_steps = config.num_steps[int(torch.randint(len(config.num_steps), (), generator=generator))]
-        noise = torch.randn(pairs.hr_latents.shape, generator=generator)
-        positions = random_positions(model.base, pairs.hr_latents, generator)
-        if step % 4:
-            latents = sample(model, pairs, num_steps, config.sigma_start, noise, positions)
-        else:
-            latents = pairs.hr_latents
-        picture = autoencoder.decode(unscale_latents(latents))
-        target = pairs.hr * 2 - 1
-        pixel, gradient = F.l1_loss(picture, target), gradient_l1(picture, target)
-        losses = {"l1": pixel, "gradient_l1": gradient}
-        loss = pixel + gradient
-        if distance:
-            losses["perceptual"] = distance(picture.clamp(-1, 1) / 2 + 0.5, pairs.hr).mean()
-            loss = loss + config.perceptual_weight * losses["perceptual"]
-        return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
-
-    run_dir = Path(config.run_dir)
-    metadata = dataclasses.asdict(config)
-    unseen = PhotoCrops(sources, held_out=config.held_out, split="held_out")
-    fixed = torch.Generator().manual_seed(1)
-    hr = unseen.sample(12, config.pairs.crop_sizes[0], fixed)
-    validation = {
-        preset: make_pairs(hr, preset, config.pairs.scale, autoencoder, fixed) for preset in config.pairs.presets
-    }
-    score = perceptual_metric("stlpips") if config.perceptual_weight else None
-
-    @torch.no_grad()
-    def validate(average: Tuned) -> dict[str, float]:
-        """Save both parts; sample with the most steps: PSNR and ST-LPIPS (AlexNet) per degradation."""
-        for name, part in (("control", average.control), ("autoencoder", average.autoencoder)):
-            save_weights(run_dir / f"{name}.safetensors", part.state_dict(), training={**metadata, "kind": name})
-        averaged = PsiDiT(model.base, average.control)
-        scores = {}
-        for preset, pairs in validation.items():
-            noise = torch.randn(pairs.hr_latents.shape, generator=fixed.manual_seed(2))
-            latents = sample(averaged, pairs, max(config.num_steps), config.sigma_start, noise, None)
-            picture = average.autoencoder.decode(unscale_latents(latents)).clamp(-1, 1)
-            scores[f"psnr_{preset}"] = psnr(picture, hr * 2 - 1)
-            if score:
-                scores[f"stlpips_{preset}"] = score(picture / 2 + 0.5, hr).mean().item()
-        return scores
-
-    train(tuned, loss_fn, config.loop, path=run_dir / "few_step.safetensors", metadata=metadata, validate=validate)
+    Trainer(FewStepTask(config), config.loop, config.data, config.run_dir, dataclasses.asdict(config)).run()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Three ways to attend (`lr_attention`):
 - `cross`: as `self`, and the noisy tokens read from the LR tokens only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
 
@@ -25,6 +26,7 @@ from .layers import (
     FeedForward,
     PatchEmbed,
     attention,
+    count_blocks,
     gated,
     modulate,
     modulation,
@@ -50,6 +52,22 @@ class ControlParams:
             raise ValueError(f"expected lr_attention to be one of {get_args(LRAttention)}, got {self.lr_attention!r}")
         if self.hidden_size < HEAD_DIM or self.hidden_size % HEAD_DIM:
             raise ValueError(f"expected hidden_size to be a multiple of {HEAD_DIM}, got {self.hidden_size}")
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> "ControlParams":
+        """Read every size from the keys and shapes of a state dict."""
+        hidden_size, in_channels, patch_size, _ = state["lr_embedder.proj.weight"].shape
+        lr_attention: LRAttention = "joint"
+        if "control_blocks.0.lr_mod_table" in state:
+            lr_attention = "cross" if "control_blocks.0.img_attn.q.weight" in state else "self"
+        return cls(
+            depth=count_blocks(state, "control_blocks."),
+            hidden_size=hidden_size,
+            in_channels=in_channels,
+            patch_size=patch_size,
+            qk_norm="control_blocks.0.lr_attn.ln_k.weight" in state,
+            lr_attention=lr_attention,
+        )
 
 
 class LRMemory(NamedTuple):

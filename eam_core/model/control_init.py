@@ -1,4 +1,4 @@
-"""Initial weights of a control stream, copied from the base it will control (EAM section 3.1, Table 3)."""
+"""Initial weights of a control, copied from the base it will control (EAM section 3.1, Table 3)."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .control import ControlStream
-from .layers import timestep_embedding
+from .controlnet import ControlNet
+from .layers import count_blocks, timestep_embedding
 
 LRInit = Literal["noisy", "text", "random"]
 RANDOM_STD = 0.02
@@ -32,9 +33,7 @@ def init_control(
     """
     if lr_init not in get_args(LRInit):
         raise ValueError(f"expected lr_init to be one of {get_args(LRInit)}, got {lr_init!r}")
-    depth = len({key.split(".")[1] for key in base if key.startswith("joint_blocks.")})
-    if depth != control.params.depth:
-        raise ValueError(f"expected a base of {control.params.depth} blocks like the control, got {depth}")
+    _check_depth(control, base)
     for parameter in control.parameters():
         nn.init.normal_(parameter, std=RANDOM_STD)
     source = {key: value.float() for key, value in base.items()}
@@ -54,6 +53,35 @@ def init_control(
     for block in control.blocks if zero_init else ():
         for parameter in block.img_out.parameters():
             nn.init.zeros_(parameter)
+
+
+@torch.no_grad()
+def init_controlnet(control: ControlNet, base: Mapping[str, Tensor]) -> None:
+    """Set every weight of `control` from the base's state dict (SD3 keys), so that the model starts as the base itself.
+
+    The copies start as the base's first blocks; the LR patch embedding and the layers behind the copies start at zero,
+    as in the public SD3 ControlNets. The first step moves the latter, the second step everything.
+
+    Args:
+        control: the ControlNet to initialise, of the base's depth and width.
+        base: the base's state dict.
+
+    Raises:
+        ValueError: a base of another size.
+    """
+    _check_depth(control, base)
+    for name, target in control.named_parameters():
+        if name.startswith("controlnet_blocks."):
+            value = base[name.replace("controlnet_blocks.", "joint_blocks.", 1)]
+            target.copy_(_fit(value, target, name))
+        else:
+            nn.init.zeros_(target)
+
+
+def _check_depth(control: ControlStream | ControlNet, base: Mapping[str, Tensor]) -> None:
+    depth = count_blocks(base, "joint_blocks.")
+    if depth != control.params.depth:
+        raise ValueError(f"expected a base of {control.params.depth} blocks like the control, got {depth}")
 
 
 def _img_side(source: Mapping[str, Tensor], stream: str, target: str) -> dict[str, Tensor]:

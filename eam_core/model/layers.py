@@ -4,6 +4,7 @@ Modules that hold weights take a `Factory`, so that a host such as ComfyUI build
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class Factory:
 
 
 TORCH = Factory()
+
+
+def count_blocks(keys: Iterable[str], prefix: str) -> int:
+    """Count the numbered modules of a state dict that stand under a prefix such as `joint_blocks.`."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)})
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

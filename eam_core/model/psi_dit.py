@@ -1,29 +1,39 @@
-"""Psi-DiT: a frozen MMDiT and its trained control stream as one velocity network (EAM Figure 2)."""
+"""Psi-DiT: a frozen MMDiT and its trained control as one velocity network (EAM Figure 2)."""
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .control import ControlStream, LRMemory
-from .mmdit import MMDiT
+from .control import LRMemory
+from .family import FIT_FIELDS, ControlFamily, LRState
+from .image_prompt import ImagePrompt
+from .mmdit import Guest, GuestChain, MMDiT
 
 
 class PsiDiT(nn.Module):
-    """Text and noisy latents run through the frozen base, LR latents through the control stream before each block."""
+    """Text and noisy latents run through the frozen base, LR latents through a control of any family around it."""
 
-    def __init__(self, base: MMDiT, control: ControlStream):
-        """Join base and control; freezes the base.
+    def __init__(self, base: MMDiT, control: ControlFamily, image_prompt: ImagePrompt | None = None):
+        """Join base, control and, where there is one, image prompt; freezes the base.
 
         Raises:
-            ValueError: depth or width of the two differ.
+            ValueError: depth or width of the parts differ.
         """
         super().__init__()
-        for field in ("depth", "hidden_size", "in_channels", "patch_size", "qk_norm"):
+        for field in FIT_FIELDS:
             wanted, got = getattr(base.params, field), getattr(control.params, field)
             if wanted != got:
                 raise ValueError(f"expected a control with {field} {wanted} like its base, got {got}")
-        self.base, self.control = base.requires_grad_(False), control
+        if image_prompt is not None:
+            for field in ("depth", "hidden_size", "qk_norm"):
+                wanted, got = getattr(base.params, field), getattr(image_prompt.params, field)
+                if wanted != got:
+                    raise ValueError(f"expected an image prompt with {field} {wanted} like its base, got {got}")
+        self.base, self.control, self.image_prompt = base.requires_grad_(False), control, image_prompt
+        self.wrap_guest: Callable[[Guest], Guest] = _unchanged  # training may put `RecomputedGuest` here
 
     def remember(self, lr_latents: Tensor) -> list[LRMemory]:
-        """Compute the LR keys and values of all blocks once (`self` and `cross`); pass them as `lr` to forward."""
+        """Compute once what all steps share, where the control `can_remember`; pass it as `lr` to forward."""
         return self.control.remember(self.control.embed(lr_latents, self.base.positions(*lr_latents.shape[-2:])))
 
     def forward(
@@ -32,11 +42,13 @@ class PsiDiT(nn.Module):
         timestep: Tensor,
         context: Tensor,
         pooled: Tensor,
-        lr: Tensor | list[LRMemory],
+        lr: LRState | None,
         *,
         keep: Tensor | None = None,
         positions: Tensor | None = None,
         control_scale: float = 1.0,
+        image_tokens: Tensor | None = None,
+        image_scale: float = 1.0,
     ) -> Tensor:
         """Predict the velocity under LR control.
 
@@ -45,14 +57,24 @@ class PsiDiT(nn.Module):
             timestep: 1000 * sigma, [B].
             context: text tokens [B, T, context_size].
             pooled: pooled text vectors [B, pooled_size].
-            lr: LR latents [B, C, H, W], or what `remember` returned for them.
+            lr: LR latents [B, C, H, W], or what `remember` returned for them; None runs without control.
             keep: indices [B, K] of LR tokens that stay in the sequence (masked training); all when None.
             positions: position embedding [1, tokens, D]; the base's centred crop when None.
             control_scale: factor on what the control adds to the base; 0 is the base alone.
+            image_tokens: the vision tower's tokens [B, T, image_size] of the LR pictures, for the image prompt.
+            image_scale: factor on what the image prompt adds; 0 is without it.
 
         Returns:
             Velocity [B, C, H, W].
+
+        Raises:
+            ValueError: sizes that do not fit, or image tokens without an image prompt.
         """
+        guests: list[Guest] = []
+        if image_tokens is not None:
+            if self.image_prompt is None:
+                raise ValueError("expected no image_tokens, got some; build the model with an image prompt")
+            guests.append(self.image_prompt.run(self.image_prompt.embed(image_tokens), image_scale))
         if isinstance(lr, Tensor):
             if lr.shape[-2:] != latents.shape[-2:]:
                 expected, got = tuple(latents.shape[-2:]), tuple(lr.shape[-2:])
@@ -60,5 +82,11 @@ class PsiDiT(nn.Module):
             if positions is None:
                 positions = self.base.positions(*latents.shape[-2:])
             lr = self.control.embed(lr, positions, keep)
-        guest = self.control.run(lr, control_scale)
+        if lr is not None:
+            guests.append(self.control.run(lr, control_scale))
+        guest = self.wrap_guest(GuestChain(guests))
         return self.base(latents, timestep, context, pooled, guest=guest, positions=positions)
+
+
+def _unchanged(guest: Guest) -> Guest:
+    return guest

@@ -1,0 +1,104 @@
+"""The ablations of EAM's Tables 2 to 5 as arms: which settings each row of a table changes."""
+
+import dataclasses
+from typing import Any
+
+from eam_core.mim import MaskConfig
+from train.control_task import ControlConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of a table.
+
+    Attributes:
+        name: as the table prints it.
+        parts, data: fields of these nested configs that differ from the recipe.
+        mask: strategy of the masked steps; None trains without masks.
+        test_captions: kind of caption used when scoring, where it is not that of training.
+    """
+
+    name: str
+    parts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mask: MaskConfig | None = None
+    test_captions: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """One ablation; the last arm is what the paper recommends."""
+
+    number: int
+    title: str
+    claim: str
+    arms: tuple[Arm, ...]
+
+
+_PSI_DIT = Arm(name="Psi-DiT")
+TABLES = {
+    table.number: table
+    for table in (
+        Table(
+            number=2,
+            title="Architecture",
+            claim="Psi-DiT converges faster than DiT-ControlNet and ends with better perceptual scores, at a little "
+            "lower PSNR.",
+            arms=(Arm(name="DiT-ControlNet", parts={"family": "controlnet"}), _PSI_DIT),
+        ),
+        Table(
+            number=3,
+            title="Initial weights of the LR stream",
+            claim="Starting as the base itself (zero init) beats not doing so, and copying the noisy-latent branch "
+            "(NLB) beats copying the text branch (TEB).",
+            arms=(
+                Arm(name="random, no zero init", parts={"lr_init": "random", "zero_init": "off"}),
+                Arm(name="zero init", parts={"lr_init": "random"}),
+                Arm(name="zero init, TEB", parts={"lr_init": "text"}),
+                Arm(name="zero init, NLB"),
+            ),
+        ),
+        Table(
+            number=4,
+            title="Masks of the LR tokens, then fine-tuning without masks",
+            claim="Masked training beats none, high ratios beat low ones, and progressive masks (PMS) are best.",
+            arms=(
+                Arm(name="no mask"),
+                *(Arm(name=f"fixed {r:.2f}", mask=MaskConfig(strategy="fixed", ratio=r)) for r in (0.5, 0.75, 0.85)),
+                Arm(name="random 0.75-1.00", mask=MaskConfig(strategy="random")),
+                Arm(name="PMS", mask=MaskConfig(strategy="pms")),
+            ),
+        ),
+        Table(
+            number=5,
+            title="Prompts in training and in testing",
+            claim="Subject-aware prompts (SA) help when the model was trained with them; detail-aware (DA) otherwise.",
+            arms=(
+                Arm(name="DA, tested with DA", data={"captions": "da"}),
+                Arm(name="DA, tested with SA", data={"captions": "da"}, test_captions="sa"),
+                Arm(name="SA, tested with SA", data={"captions": "sa"}),
+            ),
+        ),
+    )
+}
+
+
+def arm_config(base: ControlConfig, arm: Arm, *, seed: int, mask_share: float) -> ControlConfig:
+    """Return the settings of one arm's run with one seed.
+
+    Args:
+        base: what all arms share.
+        arm: what this one changes.
+        seed: of the run.
+        mask_share: share of the steps that are masked, in the arms that mask; the rest is fine-tuning without masks.
+    """
+    objective = base.objective
+    if arm.mask:
+        objective = dataclasses.replace(objective, mask=arm.mask, masked_steps=round(mask_share * base.loop.steps))
+    return dataclasses.replace(
+        base,
+        parts=dataclasses.replace(base.parts, **arm.parts),
+        data=dataclasses.replace(base.data, **arm.data),
+        loop=dataclasses.replace(base.loop, seed=seed),
+        objective=objective,
+    )

@@ -1,0 +1,75 @@
+"""Pictures as training wants them: decoded to 8-bit RGB, upright, without transparency."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from eam_core.errors import ImageError
+from eam_core.images import check_size
+from train.data.samples import Blob
+
+_HEADER_BYTES = 2**18
+# Only formats that Pillow decodes in process: EPS, for one, would start an interpreter.
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """Decode a picture of any depth and colour mode.
+
+    Args:
+        data: the encoded picture.
+        name: what to call it in a message.
+
+    Returns:
+        uint8 [H,W,3]; upright as EXIF says, 16 bits cut to 8, transparency dropped.
+
+    Raises:
+        ImageError: not a picture, damaged, too small or too large.
+    """
+    with _opened(io.BytesIO(data), name) as image:
+        check_size(image.height, image.width, name=name)
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            grey = (np.asarray(upright).astype(np.float32) / 257).clip(0, 255).round().astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        return np.array(upright.convert("RGB"))
+
+
+def measure(blob: Blob, name: str) -> tuple[int, int]:
+    """Read height and width from a picture's header; which is which is not settled, as EXIF may turn it.
+
+    Raises:
+        ImageError: not a picture.
+    """
+    try:
+        return _measure(blob.read(_HEADER_BYTES), name)
+    except ImageError:  # some formats want the whole file, some files have long headers
+        return _measure(blob.read(), name)
+    except OSError as error:
+        raise ImageError(f"{name}: expected a readable file, got {error}; check its permissions.") from error
+
+
+def _measure(data: bytes, name: str) -> tuple[int, int]:
+    with _opened(io.BytesIO(data), name) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(file: io.BytesIO, name: str) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about odd metadata and sizes that check_size judges
+            with Image.open(file, formats=_FORMATS) as image:
+                yield image
+    except ImageError:
+        raise
+    # Decoders of damaged files raise whatever they trip over: OSError, SyntaxError, struct.error, IndexError...
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ImageError(f"{name}: expected a whole picture, got a damaged or other file ({reason}).") from error

@@ -1,0 +1,302 @@
+"""The trainer: optimise a task's module on any number of processes, resume exactly, log, validate, export.
+
+Built on accelerate: one CPU process, one GPU, DDP, FSDP2, several nodes, as `accelerate launch` or `torchrun` sets up.
+There is no random state to save, see `train.seeding`; what a run needs to go on is in its tensors and its step.
+"""
+
+import dataclasses
+import json
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from eam_core.errors import EAMError
+from train.config import LoopConfig
+from train.data import Batch, DataConfig, TrainingData
+from train.run_folder import RunFolder, write_text
+from train.totals import Totals
+
+EXIT_STOPPED = 128 + signal.SIGTERM
+
+
+class Validation(NamedTuple):
+    """Scores by name, and pictures [3, H, W] in [0, 1] by name."""
+
+    scores: dict[str, float]
+    pictures: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What is trained and how: all that the trainer does not know.
+
+    `module(batch, step)` returns named tensors: "loss" [B] is minimised, others are logged as means; with "sigma" [B]
+    the loss is logged per band of sigma as well. Parameters that shall not be trained have requires_grad False.
+    """
+
+    name: str
+    module: nn.Module
+    batches_may_leave_parts_unused: bool
+
+    def validate(self, data: TrainingData) -> Validation:
+        """Score the module, whose trained weights are the averaged ones during this call."""
+        ...
+
+    def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
+        """Write the averaged weights (by parameter name of the module) as users load them."""
+        ...
+
+
+class Trainer:
+    """One run in one process; `run` is the whole of it."""
+
+    def __init__(self, task: Task, loop: LoopConfig, data: DataConfig, run_dir: str, config: Mapping[str, Any]):
+        """Join the pieces; `config` is the resolved recipe as plain values, stored beside the weights."""
+        self.task, self.loop, self.config, self.folder = task, loop, config, RunFolder(run_dir)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=task.batches_may_leave_parts_unused)
+        self.accelerator = Accelerator(mixed_precision=loop.precision, kwargs_handlers=[unused])
+        self.data = TrainingData(
+            data,
+            seed=loop.seed,
+            batch_size=loop.batch_size,
+            accumulation=loop.accumulation,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        trained = [p for p in task.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=loop.lr, betas=(loop.beta1, loop.beta2), weight_decay=loop.weight_decay, fused=True
+        )
+        self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
+        named = self.accelerator.unwrap_model(self.module).named_parameters()
+        self.trained: dict[str, nn.Parameter] = {name: p for name, p in named if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.stopped_by: int | None = None
+        self.totals = Totals()
+
+    def run(self) -> Path:
+        """Train to the end, from the last checkpoint where there is one.
+
+        Returns:
+            The run's folder.
+
+        Raises:
+            EAMError: the folder is another run's, a file cannot be read or written, or a loss was not finite.
+        """
+        main = self.accelerator.is_main_process
+        if main:
+            self.folder.write_config(self.config)
+        self.accelerator.wait_for_everyone()
+        start = self._resume()
+        if main:
+            self.folder.cut_log(start)
+        self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=start) if main else None
+        self.started, self.first_step = time.monotonic(), start
+        self.progress = tqdm(
+            total=self.loop.steps, initial=start, desc=self.task.name, disable=not main, dynamic_ncols=True
+        )
+        with _noting_signals(self), self.progress:
+            batches = self.data.batches(start)
+            for step in range(start, self.loop.steps):
+                self._step(step, batches)
+                self._after_step(step + 1)
+        if start == self.loop.steps:
+            self._validate(start)
+        if self.writer:
+            self.writer.close()
+        return self.folder.path
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> None:
+        """Do one optimiser step."""
+        self.module.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.loop.lr_at(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        done: list[tuple[Batch, Mapping[str, Tensor]]] = []
+        for index in range(self.loop.accumulation):
+            batch = next(batches)
+            batch = dataclasses.replace(batch, hr=batch.hr.to(self.accelerator.device, non_blocking=True))
+            last = index == self.loop.accumulation - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                out = self.module(batch, step)
+                self.accelerator.backward(out["loss"].mean() / self.loop.accumulation)
+            done.append((batch, {name: value.detach() for name, value in out.items()}))
+        self._check_finite(step, done)
+        norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.loop.clip)
+        self.optimizer.step()
+        decay = min(self.loop.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                self.average[name].lerp_(parameter, 1 - decay)
+        for _, out in done:
+            self.totals.add(out)
+        self.totals.add({"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
+
+    def _check_finite(self, step: int, done: list[tuple[Batch, Mapping[str, Tensor]]]) -> None:
+        """Stop all processes before weights are touched when a loss of any of them is not finite."""
+        bad = sum((~out["loss"].isfinite()).sum() for _, out in done)
+        assert isinstance(bad, Tensor)
+        if self.accelerator.reduce(bad.float(), "sum").item() == 0:
+            return
+        batches = [
+            {"keys": batch.keys, "seeds": batch.seeds.tolist(), "loss": out["loss"].tolist()} for batch, out in done
+        ]
+        file = self.folder.path / f"nonfinite-step-{step}-process-{self.accelerator.process_index}.json"
+        write_text(file, json.dumps({"step": step, "batches": batches, "config": self.config}, indent=2))
+        raise EAMError(
+            f"expected a finite loss, got another at step {step}; its samples are listed in {file}, the last "
+            "checkpoint is untouched; lower --lr or --clip, or raise --warmup, in a new --run-dir"
+        )
+
+    def _after_step(self, done: int) -> None:
+        """Log, save and validate when it is time; stop when a signal asked for it."""
+        loop, last = self.loop, done == self.loop.steps
+        speed = (done - self.first_step) * loop.batch_size / (time.monotonic() - self.started)
+        self.progress.set_postfix_str(f"{speed:.3g} images/s", refresh=False)
+        self.progress.update()
+        if done % loop.log_every == 0 or last:
+            self._log(done, {**self.totals.take(self.accelerator), "images_per_second": round(speed, 2)})
+        stop = torch.tensor(float(self.stopped_by or 0), device=self.accelerator.device)
+        stopped = int(self.accelerator.reduce(stop, "sum").item()) > 0
+        if done % loop.save_every == 0 or last or stopped:
+            self._save(done)
+        if last or (loop.validate_every and done % loop.validate_every == 0):
+            self._validate(done)
+        if stopped and not last:
+            self.accelerator.print(f"stopped by a signal; step {done} is saved, the same command goes on from there")
+            sys.exit(EXIT_STOPPED)
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        if not self.writer:
+            return
+        entry = {"step": step, "lr": self.loop.lr_at(step - 1), **values}
+        self.folder.append_log(entry)
+        for name, value in entry.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, step)
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint and export the averaged weights; all processes take part, one writes."""
+        state = self.optimizer.state
+        kinds = {"model": self.trained, "ema": self.average}
+        for kind in ("exp_avg", "exp_avg_sq"):
+            kinds[kind] = {name: state[p][kind] for name, p in self.trained.items()}
+        tensors = {f"{kind}.{name}": _full(value) for kind, part in kinds.items() for name, value in part.items()}
+        if self.accelerator.is_main_process:
+            self.folder.save(step, tensors, keep_last=self.loop.keep_last)
+            averaged = {name: tensors[f"ema.{name}"] for name in self.average}
+            self.exported = self.task.export(averaged, self.folder.path, {**self.config, "step": step})
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        """Load the last checkpoint into model, average and optimiser; return the steps done."""
+        checkpoint = self.folder.load_last()
+        if checkpoint is None:
+            return 0
+        wanted = {f"{kind}.{name}" for kind in ("model", "ema", "exp_avg", "exp_avg_sq") for name in self.trained}
+        shapes = {f"model.{name}": p.shape for name, p in self.trained.items()}
+        differ = sorted(wanted ^ checkpoint.tensors.keys()) or [
+            name for name, shape in shapes.items() if checkpoint.tensors[name].shape != shape
+        ]
+        if differ:
+            raise EAMError(
+                f"expected the checkpoint in {self.folder.checkpoints} to hold this run's {len(self.trained)} trained "
+                f"tensors, but {len(differ)} differ, the first is {differ[0]}; it is of another architecture, "
+                "use another --run-dir"
+            )
+        with torch.no_grad():
+            for name, p in self.trained.items():
+                _assign(p, checkpoint.tensors[f"model.{name}"])
+                _assign(self.average[name], checkpoint.tensors[f"ema.{name}"])
+                moments = {}
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    moments[kind] = torch.zeros_like(p)
+                    _assign(moments[kind], checkpoint.tensors[f"{kind}.{name}"])
+                self.optimizer.state[p] = {"step": torch.tensor(float(checkpoint.step), device=p.device), **moments}
+        self.accelerator.print(f"going on from step {checkpoint.step} of {self.loop.steps}")
+        return checkpoint.step
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Put the averaged weights into the module for a while."""
+        with torch.no_grad():
+            own = {name: p.detach().clone() for name, p in self.trained.items()}
+            for name, p in self.trained.items():
+                p.copy_(self.average[name])
+            try:
+                yield
+            finally:
+                for name, p in self.trained.items():
+                    p.copy_(own[name])
+
+    def _validate(self, step: int) -> None:
+        """Score the averaged weights; write the summary at the end of the run."""
+        self.module.eval()
+        with self._averaged_weights(), self.accelerator.autocast():
+            validation = self.task.validate(self.data)
+        scores = {f"validation/{name}": value for name, value in validation.scores.items()}
+        self._log(step, scores)
+        if not self.writer:
+            return
+        for name, picture in validation.pictures.items():
+            self.writer.add_image(f"validation/{name}", picture.clamp(0, 1), step)
+        tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in validation.scores.items()))
+        if step == self.loop.steps:
+            self._write_summary(validation)
+
+    def _write_summary(self, validation: Validation) -> None:
+        seconds = time.monotonic() - self.started
+        steps = self.loop.steps - self.first_step
+        device = self.accelerator.device
+        summary = {
+            "task": self.task.name,
+            "steps": self.loop.steps,
+            "steps_since_last_start": steps,
+            "seconds_since_last_start": round(seconds, 1),
+            "images_per_second": round(steps * self.loop.batch_size / seconds, 2),
+            "validation": validation.scores,
+            "exported": [path.name for path in getattr(self, "exported", [])],
+            "trained_parameters": sum(value.numel() for value in self.average.values()),
+            "processes": self.accelerator.num_processes,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "torch": torch.__version__,
+        }
+        write_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _full(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def _assign(target: Tensor, full: Tensor) -> None:
+    full = full.to(target.device)
+    target.copy_(
+        distribute_tensor(full, target.device_mesh, target.placements) if isinstance(target, DTensor) else full
+    )
+
+
+@contextmanager
+def _noting_signals(trainer: Trainer) -> Iterator[None]:
+    """Let the step that runs come to its end when the process is asked to stop."""
+
+    def note(number: int, frame: object) -> None:
+        trainer.stopped_by = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
