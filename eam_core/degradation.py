@@ -119,10 +119,14 @@ def _jpeg_each(items: list[Tensor], qualities: Sequence[float | None]) -> list[T
     return result
 
 
+def resize_aliased(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Resize [1,3,H,W] to `size` without antialiasing: the aliases are part of what the published pipeline teaches."""
+    return interpolate(image, size, mode=mode)
+
+
 def _resize_and_noise(image: Tensor, order: OrderDraw, generator: torch.Generator, size: tuple[int, int]) -> Tensor:
-    """Resize to `size` times the drawn factor, without antialiasing as the published pipeline does, and add noise."""
-    target = [max(1, int(length * order.resize_factor)) for length in size]
-    image = interpolate(image, target, mode=order.resize_mode)
+    height, width = (max(1, int(length * order.resize_factor)) for length in size)
+    image = resize_aliased(image, (height, width), order.resize_mode)
     draw_noise = gaussian_noise if order.noise == "gaussian" else poisson_noise
     return (image + draw_noise(image, order.noise_strength, order.noise_channels, generator)).clamp_(0, 1)
 
@@ -145,7 +149,7 @@ def _degrade_twice(items: list[Tensor], size: tuple[int, int], draws: list[Degra
     items = _jpeg_each(items, [order.jpeg_quality for order in first])
     items = _degrade_once(items, second, size, generators)
     items = _jpeg_each(items, [draw.orders[1].jpeg_quality if draw.jpeg_first else None for draw in draws])
-    items = [interpolate(item, size, mode=draw.final_mode) for item, draw in zip(items, draws)]
+    items = [resize_aliased(item, size, draw.final_mode) for item, draw in zip(items, draws)]
     items = _filter_each(items, [draw.final_sinc for draw in draws])
     return _jpeg_each(items, [None if draw.jpeg_first else draw.orders[1].jpeg_quality for draw in draws])
 

@@ -73,9 +73,10 @@ class VisionTower:
     """Image tokens of whole pictures. The tower lies on the CPU between pictures."""
 
     def __init__(self, folder: str | Path, *, device: str = "cpu"):
-        """Load from a folder, see `load_tower`; it runs in float32 on the CPU, else in bfloat16."""
-        self.device, self.dtype = device, torch.float32 if device == "cpu" else torch.bfloat16
-        self.model = load_tower(folder).to(self.dtype)
+        """Load from a folder, see `load_tower`."""
+        self.device = device
+        # ComfyUI keeps a tower's weights in half precision and computes in full: these are its numbers.
+        self.model = load_tower(folder).half().float()
 
     @property
     def hidden_size(self) -> int:
@@ -85,8 +86,8 @@ class VisionTower:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return image tokens [B, T, hidden_size], float32, of pictures [B, 3, H, W] in [0, 1]."""
-        pixels = to_pixels(images.float(), self.model.config.image_size).to(self.device, self.dtype)
-        tokens = self.model.to(self.device)(pixels).last_hidden_state.float()
+        pixels = to_pixels(images.float(), self.model.config.image_size).to(self.device)
+        tokens = self.model.to(self.device)(pixels).last_hidden_state
         self.model.to("cpu")
         return tokens
 

@@ -7,6 +7,7 @@ stays fast.
 from comfy_api.latest import ComfyExtension, io
 
 from .control import ApplyControl
+from .image_prompt import ImagePrompt
 from .images import ColorFix, Compare, Degrade
 from .load import LoadModel
 from .sampler import TiledSampler
@@ -17,4 +18,4 @@ class EAMExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """List the nodes in the order of a graph."""
-        return [LoadModel, ApplyControl, TiledSampler, ColorFix, Degrade, Compare]
+        return [LoadModel, ApplyControl, ImagePrompt, TiledSampler, ColorFix, Degrade, Compare]

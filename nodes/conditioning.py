@@ -12,7 +12,7 @@ from ..eam_core.images import check_size, resize
 from ..eam_core.model.autoencoder import DOWNSCALE
 from ..eam_core.pipeline import AUTOENCODER_OVERLAP, AUTOENCODER_TILE, latent_aligned
 from ..eam_core.tiling import tiled_map
-from .patcher import LR_COND
+from .hooks import LR_COND
 from .types import to_host
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
 from ..eam_core.tiling import Box, TileGrid, tiled
-from .patcher import LR_COND, check_lr_size
+from .hooks import LR_COND, check_lr_size
 
 Cond = dict[str, Any]
 _FEATHER = 8  # latents; core fades the inner edges of an area over as many

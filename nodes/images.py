@@ -60,33 +60,62 @@ class Degrade(io.ComfyNode):
                 io.Image.Input("image"),
                 io.Int.Input("scale", default=4, min=1, max=8, tooltip="Each side shrinks by this factor."),
                 io.Float.Input(
-                    "blur", default=0.0, min=0.0, max=10.0, step=0.1, tooltip="Gaussian blur in pixels of the input."
+                    "blur",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Gaussian blur in pixels of the input. Used by the preset custom only.",
                 ),
                 io.Float.Input(
-                    "noise", default=0.0, min=0.0, max=100.0, step=0.5, tooltip="Gaussian noise in grey levels of 255."
+                    "noise",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="Gaussian noise in grey levels of 255. Used by the preset custom only.",
                 ),
-                io.Int.Input("jpeg_quality", default=100, min=1, max=100, tooltip="100 leaves JPEG out."),
+                io.Int.Input(
+                    "jpeg_quality",
+                    default=100,
+                    min=1,
+                    max=100,
+                    tooltip="100 leaves JPEG out. Used by the preset custom only.",
+                ),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True),
+                io.Combo.Input(
+                    "preset",
+                    options=["custom", "plain", "light", "stock"],
+                    default="custom",
+                    optional=True,
+                    tooltip="custom: blur, noise and jpeg_quality as set here. plain: bicubic reduction alone. "
+                    "light, stock: random blur, resizing, noise and JPEG, twice, as blind super-resolution trains on; "
+                    "each image draws its own from seed, seed + 1, ...",
+                ),
             ],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
     def execute(
-        cls, image: Tensor, scale: int, blur: float, noise: float, jpeg_quality: int, seed: int
+        cls,
+        image: Tensor,
+        scale: int,
+        blur: float,
+        noise: float,
+        jpeg_quality: int,
+        seed: int,
+        preset: str = "custom",
     ) -> io.NodeOutput:
-        """Degrade the whole batch alike; the noise differs from image to image."""
-        from ..eam_core.degradation import simple_degrade
+        """Degrade each image: all alike but for the noise, or by a preset with parameters of its own."""
+        from ..eam_core.degradation import PRESETS, degrade, simple_degrade
 
-        small = simple_degrade(
-            to_core(image),
-            scale,
-            blur_sigma=blur,
-            noise_sigma=noise,
-            jpeg_quality=jpeg_quality,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        return io.NodeOutput(to_host(small))
+        if preset != "custom":
+            seeds = range(seed, seed + len(image))
+            return io.NodeOutput(to_host(degrade(to_core(image), scale, PRESETS[preset], seeds)))
+        generator = torch.Generator().manual_seed(seed)
+        settings = {"blur_sigma": blur, "noise_sigma": noise, "jpeg_quality": jpeg_quality}
+        return io.NodeOutput(to_host(simple_degrade(to_core(image), scale, **settings, generator=generator)))
 
 
 class Compare(io.ComfyNode):

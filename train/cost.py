@@ -3,17 +3,16 @@
 python -m train.cost --base sd3-medium --size 512 1024 --keep 1 0.25
 """
 
-import argparse
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -91,30 +90,33 @@ class Step:
         return self.frozen * BYTES_PER_FROZEN + self.trained * BYTES_PER_TRAINED
 
 
-class Bf16Autocast(TorchFunctionMode):
-    """CUDA's autocast rules for the few functions that the models use, which the meta device does not have."""
+@contextmanager
+def bf16_autocast(copies: list[Tensor] | None = None) -> Iterator[None]:
+    """Apply CUDA's autocast rules, which the meta device lacks, to the functions that the models use.
 
-    def __init__(self):
-        super().__init__()
-        self.casts: list[Tensor] | None = []  # autocast keeps its copies of weights until the forward pass ends
+    Args:
+        copies: receives the lowered weights, which autocast keeps until the forward pass ends.
+    """
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.linear, F.conv2d, torch.conv2d):
-            args = tuple(self._lower(arg) for arg in args)
-        elif func in (F.layer_norm, F.rms_norm):
-            args = (args[0].float(), *args[1:])
-        elif func is F.scaled_dot_product_attention:
-            return flash_attention(*(self._lower(arg) for arg in args))
-        return func(*args, **kwargs)
-
-    def _lower(self, value: Any) -> Any:
+    def lower(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
         lowered = value.to(torch.bfloat16)
-        if isinstance(value, nn.Parameter) and self.casts is not None:
-            self.casts.append(lowered)
+        if copies is not None and isinstance(value, nn.Parameter):
+            copies.append(lowered)
         return lowered
+
+    def in_bf16(function: Callable) -> Callable:
+        return lambda *args, **kwargs: function(*map(lower, args), **kwargs)
+
+    def in_fp32(function: Callable) -> Callable:
+        return lambda x, *args, **kwargs: function(x.float(), *args, **kwargs)
+
+    # Patched, because a torch function mode is suspended during the backward pass, which computes blocks again.
+    rules = {"linear": in_bf16, "conv2d": in_bf16, "layer_norm": in_fp32, "rms_norm": in_fp32}
+    patches = {name: rule(getattr(F, name)) for name, rule in rules.items()}
+    with patch.multiple(F, **patches, scaled_dot_product_attention=in_bf16(flash_attention)):
+        yield
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -144,3 +146,53 @@ class LiveBytes(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.live -= size
+
+
+def build(case: Case) -> tuple[MMDiT, ControlStream | ControlNet]:
+    """Build the frozen bfloat16 base and the float32 control on the meta device."""
+    base = MMDiT(case.base, Factory(device="meta", dtype=torch.bfloat16)).requires_grad_(False)
+    factory = Factory(device="meta", dtype=torch.float32)
+    if case.family == "controlnet":
+        return base, ControlNet(ControlNetParams.for_base(case.base, case.num_blocks), factory)
+    shared = {name: getattr(case.base, name) for name in ("depth", "hidden_size", "in_channels", "qk_norm")}
+    return base, ControlStream(ControlParams(**shared), factory)
+
+
+def count_step(case: Case, *, micro_batch: int = 1, recompute: bool = False) -> Step:
+    """Run one training step on the meta device and count it.
+
+    Args:
+        case: what is trained.
+        micro_batch: samples of the step.
+        recompute: gradient checkpointing of every block.
+    """
+    base, control = build(case)
+    trained = [p for p in control.parameters() if p.requires_grad]
+    for parameter in trained:  # gradients are counted with the weights, so they may not live here
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    side = case.size // 8
+    with torch.device("meta"):
+        noisy, lr = torch.empty(2, micro_batch, case.base.in_channels, side, side)
+        context = torch.empty(micro_batch, NUM_TEXT_TOKENS, case.base.context_size)
+        vectors = torch.empty(micro_batch), context, torch.empty(micro_batch, case.base.pooled_size)
+        num_kept = max(1, round(case.keep * case.num_tokens))
+        keep = None if case.keep == 1 else torch.zeros(micro_batch, num_kept, dtype=torch.long)
+    known = [*base.parameters(), *base.buffers(), *control.parameters(), *control.buffers()]
+    with FlopCounterMode(display=False) as flops, LiveBytes(iter(known)) as memory:
+        copies: list[Tensor] = []
+        with bf16_autocast(copies):
+            positions = base.positions(side, side)
+            guest = control.run(control.embed(lr, positions, keep))
+            wrapped = RecomputedGuest(guest) if recompute else guest
+            velocity = base(noisy, *vectors, guest=wrapped, positions=positions)
+        forward_flops = flops.get_total_flops()
+        copies.clear()
+        with bf16_autocast():
+            (velocity.float() - lr).square().mean().backward()
+    frozen = sum(tensor.numel() for tensor in (*base.parameters(), *base.buffers()))
+    num_trained = sum(p.numel() for p in trained)
+    return Step(frozen, num_trained, forward_flops, flops.get_total_flops(), memory.peak)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

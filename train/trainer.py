@@ -103,8 +103,9 @@ class Trainer:
             self.folder.cut_log(start)
         self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=start) if main else None
         self.started, self.first_step = time.monotonic(), start
+        quiet = {} if main else {"disable": True}  # not told otherwise, TQDM_DISABLE decides
         self.progress = tqdm(
-            total=self.loop.steps, initial=start, desc=self.task.name, disable=not main, dynamic_ncols=True
+            total=self.loop.steps, initial=start, desc=self.task.name, dynamic_ncols=True, mininterval=1, **quiet
         )
         with _noting_signals(self), self.progress:
             batches = self.data.batches(start)

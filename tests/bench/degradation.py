@@ -136,7 +136,7 @@ def add_noise(basicsr: types.SimpleNamespace, images: Tensor, sigma: tuple, scal
 
 def compress(basicsr: types.SimpleNamespace, images: Tensor) -> Tensor:
     """Clamp and pass through the published JPEG."""
-    return basicsr.jpeger(images.clamp(0, 1), quality=images.new_zeros(len(images)).uniform_(30, 95))
+    return basicsr.jpeger(images.clamp(0, 1), quality=images.new_zeros(len(images)).uniform_(30, 95)).contiguous()
 
 
 def crops(batch: int, size: int) -> Tensor:

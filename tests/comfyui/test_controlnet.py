@@ -76,7 +76,7 @@ class Workflow:
         self.prompt[self.id(kind)]["inputs"] |= inputs
 
     def add(self, kind: str, **inputs: Any) -> list[Any]:
-        key = str(1000 + len(self.prompt))
+        key = str(1 + max(map(int, self.prompt)))
         self.prompt[key] = {"class_type": kind, "inputs": inputs}
         return [key, 0]
 

@@ -31,7 +31,7 @@ def transformers(diffusers):
 def tower(transformers):
     torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(**SIZES, image_size=28, patch_size=7, projection_dim=16)
-    return transformers.CLIPVisionModelWithProjection(config).eval()
+    return transformers.CLIPVisionModelWithProjection(config).half().float().eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
 """Captions beside the pictures: NAME.sa.txt or NAME.da.txt, else NAME.txt, else a field of NAME.json."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from train.data.config import DataError
+from train.data.config import DataConfig, DataError
 from train.data.samples import Photo, Sample
+from train.data.sources import all_photos
 
 Captions = Literal["none", "sa", "da"]
 WAY_OUT = "write the files or train with --captions none"
@@ -44,10 +45,26 @@ def check_captions(photos: Iterable[Photo], captions: Captions) -> None:
         )
 
 
+def iter_captions(config: DataConfig) -> Iterator[tuple[str, str]]:
+    """Yield key and caption of every picture of the sources, held-out ones too, without reading the pictures.
+
+    Raises:
+        DataError: a source is missing or empty, or a picture has no caption.
+    """
+    photos = all_photos(config.data)
+    check_captions(photos, config.captions)
+    for photo in photos:
+        yield photo.key, caption_of(Sample(photo.key, b"", _sidecars(photo)), config.captions)
+
+
+def _sidecars(photo: Photo) -> dict[str, bytes]:
+    return {kind: blob.read() for kind, blob in photo.sidecars.items()}
+
+
 def _has_caption(photo: Photo, captions: Captions) -> bool:
     if photo.sidecars.keys() & {f"{captions}.txt", "txt"}:
         return True
-    return _caption({kind: blob.read() for kind, blob in photo.sidecars.items()}, captions) is not None
+    return _caption(_sidecars(photo), captions) is not None
 
 
 def _caption(sidecars: Mapping[str, bytes], captions: Captions) -> str | None:

@@ -1,0 +1,167 @@
+"""What stands around SD3's blocks in the graph: hooks that start a run, and one patch per block for all of them.
+
+A hook is an APPLY_MODEL wrapper: at the start of each forward pass it takes its own entry out of the conditioning and
+leaves a run in a copy of transformer_options. A replace patch on each block runs the block inside these runs. No state
+stays on these objects, as passes of several conditionings interleave.
+"""
+
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+from comfy.conds import CONDRegular
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..eam_core.guidance import control_scale_at
+from ..eam_core.model.mmdit import Guest, GuestChain
+
+LR_COND = "eam_lr"
+IMAGE_COND = "eam_image"
+
+
+class Shared:
+    """An object that clones of a MODEL share: `clone` deep-copies model_options."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
+        return self
+
+
+class Hook(Shared):
+    """Start a run of one module for each forward pass (APPLY_MODEL).
+
+    A block has at most one hook of each kind; those of lower `rank` stand nearer to it, whatever the order of nodes.
+    """
+
+    cond: str
+    rank: int
+
+    def __init__(self, patcher: ModelPatcher, scale: float, start: float, end: float):
+        """Keep the module's patcher, its strength, and the fractions of the sampling between which it acts."""
+        self.patcher, self.scale, self.start, self.end = patcher, scale, start, end
+
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        sigma: Tensor,
+        c_concat: Tensor | None = None,
+        context: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[Any, Any] | None = None,
+        **conds: Any,
+    ) -> Tensor:
+        """Run the rest of the pass; conditioning without this hook's entry runs without it."""
+        given = conds.pop(self.cond, None)
+        options = transformer_options or {}
+        base = executor.class_obj
+        active = (base.model_sampling.percent_to_sigma(self.start), base.model_sampling.percent_to_sigma(self.end))
+        scale = control_scale_at(float(sigma[0]), self.scale, *active)
+        if given is not None and scale != 0:
+            dtype = base.manual_cast_dtype or base.get_dtype()
+            given = comfy.model_management.cast_to_device(given, x.device, dtype)
+            options = {**options, self: self.run(base, x, given, scale)}
+        return executor(x, sigma, c_concat, context, control, options, **conds)
+
+    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float) -> Guest:
+        """Start the run for noisy latents x [B, C, H, W]."""
+        raise NotImplementedError
+
+
+class ControlHook(Hook):
+    """Runs a control on the LR latents."""
+
+    cond, rank = LR_COND, 1
+
+    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float) -> Guest:
+        """Start from LR latents of the size of x."""
+        check_lr_size(given, x)
+        size = tuple(x.shape[-2:])
+        network = base.diffusion_model
+        limit = None if network.pos_embed is None else network.pos_embed_max_size * network.patch_size
+        if limit is not None and max(size) > limit:
+            raise ValueError(
+                f"expected latents of at most {limit} x {limit} in one piece, got {size[1]} x {size[0]}; "
+                "use EAM_TiledSampler with smaller tiles"
+            )
+        stream = self.patcher.model
+        return stream.run(stream.embed(given, network.cropped_pos_embed(size, device=x.device)), scale)
+
+
+class ImagePromptHook(Hook):
+    """Runs an image prompt on the vision tower's tokens."""
+
+    cond, rank = IMAGE_COND, 0
+
+    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float) -> Guest:
+        """Start from tokens [B, T, image_size]."""
+        prompt = self.patcher.model
+        return prompt.run(prompt.embed(given), scale)
+
+
+class AddCond(Shared):
+    """Put one entry into every conditioning before it is sampled with (OUTER_SAMPLE); core batches it."""
+
+    def __init__(self, name: str, cond: CONDRegular):
+        """Keep the entry and the name that a hook takes it out by."""
+        self.name, self.cond = name, cond
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the rest of the sampling."""
+        guider = executor.class_obj
+        for entries in guider.conds.values():
+            for entry in entries:
+                entry["model_conds"] = {**entry.get("model_conds", {}), self.name: self.cond}
+        return executor(*args, **kwargs)
+
+
+class BlockPatch(Shared):
+    """Run a block, and whatever was patched around it before, inside the runs that hooks have started."""
+
+    def __init__(self, hooks: tuple[Hook, ...], index: int, previous: Any):
+        """Keep the hooks, the first nearest to block `index`, and an earlier patch of somebody else's."""
+        self.hooks, self.index, self.previous = hooks, index, previous
+
+    @classmethod
+    def adding(cls, hook: Hook, index: int, previous: Any) -> "BlockPatch":
+        """Add a hook to what is patched around a block; one of its own kind is replaced."""
+        if not isinstance(previous, cls):
+            return cls((hook,), index, previous)
+        others = (other for other in previous.hooks if type(other) is not type(hook))
+        return cls(tuple(sorted((*others, hook), key=lambda each: each.rank)), index, previous.previous)
+
+    def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
+        """Take and return img and txt as core's replace patches do."""
+        options = args["transformer_options"]
+        runs = [options[hook] for hook in self.hooks if hook in options]
+        inner = (lambda changed: self.previous(changed, extra)) if self.previous else extra["original_block"]
+        if not runs:
+            return inner(args)
+
+        def block(img: Tensor, txt: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+            out = inner({**args, "img": img, "txt": txt, "vec": vec})
+            return out["img"], out["txt"]
+
+        img, txt = GuestChain(runs).run_block(self.index, args["img"], args["txt"], args["vec"], block)
+        return {"img": img, "txt": txt}
+
+    def models(self) -> list[ModelPatcher]:
+        """Name the models that core must load along with the base."""
+        earlier = self.previous.models() if hasattr(self.previous, "models") else []
+        return [*(hook.patcher for hook in self.hooks), *earlier]
+
+    def to(self, device_or_dtype: Any) -> "BlockPatch":
+        """Pass on a move; the hooks' modules are moved by core."""
+        if hasattr(self.previous, "to"):
+            self.previous = self.previous.to(device_or_dtype)
+        return self
+
+
+def check_lr_size(lr: Tensor, x: Tensor) -> None:
+    """Refuse to sample latents x of another size than the LR latents; both [B, C, H, W]."""
+    (lr_height, lr_width), (height, width) = lr.shape[-2:], x.shape[-2:]
+    if (lr_height, lr_width) != (height, width):
+        raise ValueError(
+            f"expected latents of {lr_width} x {lr_height} as EAM_ApplyControl made them, got {width} x {height}; "
+            "connect its LATENT output to the sampler"
+        )

@@ -1,0 +1,238 @@
+"""The trainer on the debug recipe: what it writes, what it optimises, and that options which save memory change nothing."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from eam_core.checkpoint import build_control, check_pair, mmdit_params, read_metadata, read_weights
+from eam_core.errors import EAMError
+from train.control_task import ControlConfig, ControlTask
+from train.options import parse_config
+from train.recipes import RECIPES
+from train.train_psi_dit import train_control
+
+
+def configured(parts, run_dir, *options: str) -> ControlConfig:
+    return parse_config(RECIPES, description="", argv=parts.options(run_dir, *options))
+
+
+def trained(parts, run_dir: Path, *options: str) -> dict[str, Tensor]:
+    """Train in this process and return every tensor of the last checkpoint."""
+    train_control(configured(parts, run_dir, *options))
+    return last_checkpoint(run_dir)
+
+
+def last_checkpoint(run_dir: Path) -> dict[str, Tensor]:
+    return read_weights(max((run_dir / "checkpoints").glob("*.safetensors")))
+
+
+def log_of(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    differ = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not differ, f"{len(differ)} of {len(one)} tensors differ, e.g. {differ[0]}"
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=tolerance, rtol=tolerance, msg=name)
+
+
+@pytest.fixture(scope="module")
+def run_dir(parts, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "debug"
+    train_control(configured(parts, folder))
+    return folder
+
+
+def test_run_folder_holds_what_the_docs_name(run_dir):
+    assert {path.name for path in run_dir.iterdir()} == {
+        "config.json",
+        "log.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "control.safetensors",
+        "summary.json",
+    }
+
+
+def test_config_is_complete_and_written_before_the_first_step(parts, tmp_path):
+    options = ["--lr", "1e30", "--warmup", "0"]
+    with pytest.raises(EAMError):
+        trained(parts, tmp_path, *options)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["recipe"], config["loop"]["lr"], config["parts"]["base"]) == ("debug", 1e30, str(parts.base))
+
+
+def test_exported_weights_load_and_fit_the_base(parts, run_dir):
+    control = build_control(read_weights(run_dir / "control.safetensors"), "control")
+    check_pair(mmdit_params(read_weights(parts.base)), control.params, "control")
+    notes = json.loads(read_metadata(run_dir / "control.safetensors")["training"])
+    assert (notes["kind"], notes["recipe"], notes["step"]) == ("control", "debug", 4)
+
+
+def test_exported_weights_are_the_average_of_those_trained(parts, tmp_path):
+    tensors = trained(parts, tmp_path, "--steps", "2", "--ema", "0")
+    names = [name.removeprefix("model.") for name in tensors if name.startswith("model.")]
+    assert all(torch.equal(tensors[f"model.{name}"], tensors[f"ema.{name}"]) for name in names)
+    averaged = trained(parts, tmp_path / "averaged", "--steps", "2", "--ema", "0.9")
+    assert not torch.equal(averaged[f"model.{names[0]}"], averaged[f"ema.{names[0]}"])
+    exported = read_weights(tmp_path / "averaged" / "control.safetensors")
+    assert torch.equal(
+        exported["lr_embedder.proj.weight"], averaged["ema.model.control.lr_embedder.proj.weight"]
+    )
+
+
+def test_only_the_control_is_optimised(parts, run_dir):
+    tensors = last_checkpoint(run_dir)
+    control = build_control(read_weights(run_dir / "control.safetensors"), "control")
+    own = {f"model.control.{name}" for name, _ in control.named_parameters()}
+    kinds = ("model", "ema", "exp_avg", "exp_avg_sq")
+    assert tensors.keys() == {f"{kind}.{name}" for kind in kinds for name in own}
+    task = ControlTask(configured(parts, "unused"))
+    assert not any(p.requires_grad for p in task.module.model.base.parameters())
+
+
+def test_log_and_tensorboard_hold_losses_per_band_mask_ratio_norm_and_speed(run_dir):
+    entries = [entry for entry in log_of(run_dir) if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    for entry in entries:
+        assert {"loss", "grad_norm", "mask_ratio", "images_per_second", "lr"} <= entry.keys()
+        assert all(math.isfinite(value) for value in entry.values())
+        assert any(name.startswith("loss_sigma_") for name in entry)
+    assert [entry["mask_ratio"] >= 0.75 for entry in entries] == [True, True, False, False]
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    assert {"loss", "mask_ratio", "grad_norm", "validation/psnr_plain"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("validation/plain")] == [2, 4]
+
+
+def test_summary_says_how_it_went(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["steps"], summary["exported"], summary["processes"]) == (4, ["control.safetensors"], 1)
+    assert summary["images_per_second"] > 0
+    assert set(summary["validation"]) == {"psnr_plain", "psnr_light", "psnr_stock"}
+
+
+def test_older_checkpoints_are_dropped(parts, tmp_path):
+    trained(parts, tmp_path, "--save-every", "1", "--keep-last", "2")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        f"step-0000000{step}.{suffix}" for step in (3, 4) for suffix in ("json", "safetensors")
+    ]
+
+
+def test_accumulated_micro_batches_train_as_one_batch(parts, tmp_path):
+    options = ("--batch-size", "4", "--steps", "2")
+    whole = trained(parts, tmp_path / "whole", *options)
+    split = trained(parts, tmp_path / "split", *options, "--accumulation", "2")
+    for kind in ("model", "exp_avg"):
+        part = {name: value for name, value in whole.items() if name.startswith(f"{kind}.")}
+        assert_close(part, {name: split[name] for name in part}, 1e-4 if kind == "model" else 1e-5)
+
+
+@pytest.mark.parametrize("family", ["psi_dit", "controlnet"])
+def test_gradient_checkpointing_changes_nothing(parts, tmp_path, family):
+    options = ("--family", family, "--steps", "2")
+    plain = trained(parts, tmp_path / "plain", *options)
+    again = trained(parts, tmp_path / "again", *options, "--gradient-checkpointing", "on")
+    assert_close(plain, again, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--family", "controlnet", "--num-blocks", "1"),
+        ("--lr-attention", "cross"),
+        ("--lr-init", "text", "--zero-init", "off"),
+        ("--loss", "picture", "--times", "uniform"),
+        ("--loss", "denoised", "--tala", "u"),
+        ("--mask-strategy", "random"),
+        ("--local-heads", "1", "--lr-schedule", "constant"),
+    ],
+    ids=" ".join,
+)
+def test_every_choice_trains_to_a_file_that_loads(parts, tmp_path, options):
+    trained(parts, tmp_path, *options)
+    build_control(read_weights(tmp_path / "control.safetensors"), "control")
+
+
+def test_given_weights_are_continued(parts, run_dir, tmp_path):
+    start = run_dir / "control.safetensors"
+    trained(parts, tmp_path, "--start", str(start), "--lr", "0")
+    assert_same(read_weights(start), read_weights(tmp_path / "control.safetensors"))
+
+
+def test_other_seeds_give_other_weights(parts, run_dir, tmp_path):
+    other = trained(parts, tmp_path, "--seed", "1")
+    name = "model.model.control.lr_embedder.proj.weight"
+    assert not torch.equal(other[name], last_checkpoint(run_dir)[name])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(parts, tmp_path):
+    with pytest.raises(EAMError, match="expected a finite loss, got another at step"):
+        trained(parts, tmp_path, "--lr", "1e30", "--warmup", "0")
+    (file,) = tmp_path.glob("nonfinite-step-*.json")
+    report = json.loads(file.read_text())
+    (batch,) = report["batches"]
+    assert len(batch["keys"]) == len(batch["loss"]) == 2
+    assert report["config"]["loop"]["lr"] == 1e30
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_is_a_complete_config(name):
+    config = RECIPES[name]()
+    assert config.recipe == name
+    assert json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def test_recipes_hold_the_papers_numbers():
+    eam, consissr, controlnet = (RECIPES[name]() for name in ("eam", "consissr", "controlnet"))
+    assert (eam.loop.steps, eam.data.crop_sizes, eam.objective.mask.strategy) == (30_000, (1024,), "pms")
+    assert 0 < eam.objective.masked_steps < eam.loop.steps
+    assert (consissr.objective.tala_exponent, bool(consissr.parts.image_encoder)) == (10, True)
+    assert (controlnet.parts.family, controlnet.objective.masked_steps, controlnet.loop.steps) == ("controlnet", 0, 80_000)
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_config(RECIPES, description="", argv=["debug", "--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in text.split(" --")[1:]:
+        words = option.partition("(default")[0].split()
+        assert len(words) > 3, f"--{option[:60]} is not explained"
+    assert "--mask-strategy" in text and "--tala-exponent" in text and "--crop-sizes" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--leraning-rate", "1"], "unrecognized arguments: --leraning-rate 1"),
+        (["--save-evry", "1"], "did you mean --save-every?"),
+        (["--steps", "0"], "expected steps of at least 1, got 0"),
+        (["--ema", "1.5"], "expected ema in [0, 1), got 1.5"),
+        (["--lr-attention", "both"], "invalid choice: 'both'"),
+        (["--presets", "plain"], "expected one weight per preset ('plain',), got"),
+        (["--crop-sizes", "100"], "expected crop_sizes that are multiples of 16, got"),
+        (["--masked-steps", "9"], "expected masked_steps of at most steps 4, got 9"),
+        (["--mask-ratio", "2"], "expected ratio in [0, 1], got 2"),
+        (["--scale", "9"], "expected a scale from 2 to 8, got 9"),
+        (["--text-cache", "somewhere"], "expected captions 'sa' or 'da' with a text_cache, got 'none'"),
+        (["--val-sigma-start", "2"], "expected sigma_start in"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(options, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_config(RECIPES, description="", argv=["debug", *options])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
