@@ -124,15 +124,21 @@ def _to_blocks(image: Tensor) -> tuple[Tensor, Tensor]:
     """Luma and colour blocks [N,64] of a picture, the colour planes at half size, all around 0."""
     _, height, width = image.shape
     matrix = _on_device(_TO_YCC, image.device)
-    pixels = image.clamp(0, 1).mul(255).round_()
-    pixels = pad(pixels[None], (0, -width % 16, 0, -height % 16), mode="replicate")[0]
+    pixels = _extend(image.clamp(0, 1).mul(255).round_(), height + height % 2, width + -width % 16)
     planes = torch.addmm(matrix[:, 3:], matrix[:, :3], pixels.flatten(1)).mul_(2**-16).floor_().sub_(128)
-    planes = planes.unflatten(1, pixels.shape[1:])
+    planes = planes.view(pixels.shape)
     rows = planes[1:, 0::2] + planes[1:, 1::2]
     # Even columns round down and odd ones up, so that the planes as a whole keep their brightness.
     bias = torch.tensor([1.0, 2.0], device=image.device).repeat(rows.shape[-1] // 4)
     colour = (rows[..., 0::2] + rows[..., 1::2]).add_(bias).mul_(0.25).floor_()
-    return _split(planes[:1]), _split(colour)
+    tall = height + -height % 16
+    # libjpeg repeats the last row of each plane after the colours are halved.
+    return _split(_extend(planes[:1], tall, planes.shape[-1])), _split(_extend(colour, tall // 2, colour.shape[-1]))
+
+
+def _extend(planes: Tensor, height: int, width: int) -> Tensor:
+    """Repeat the last row and column of planes [C,h,w] up to a size."""
+    return pad(planes[None], (0, width - planes.shape[-1], 0, height - planes.shape[-2]), mode="replicate")[0]
 
 
 def _split(planes: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class Restorer:
             model=PsiDiT(mmdit, stream, prompt),
             autoencoder=_autoencoder(autoencoder, device),
             text=text,
-            image_encoder=None if image_encoder is None else VisionTower(image_encoder, device=device),
+            image_encoder=None if image_encoder is None else VisionTower(image_encoder),
             spec=spec,
         )
 
@@ -190,7 +190,8 @@ class Restorer:
         )
         lr_latents = self.encode(enlarged)
         noise = make_noise(tuple(lr_latents.shape), config.seed).to(self.device)
-        tokens = self.image_encoder.encode(image) if self.image_encoder else None
+        # On the CPU, once per picture, so that the transformer has the device's memory for itself.
+        tokens = self.image_encoder.encode(image.float().cpu()) if self.image_encoder else None
         denoiser = TiledDenoiser(self.model, lr_latents, *self._texts(config), config, on_progress, tokens)
         sigmas = schedule(config.steps, config.shift, config.sigma_start)
         start = initial_latents(noise, lr_latents, config.sigma_start)

@@ -70,11 +70,10 @@ def load_tower(folder: str | Path, *, projected: bool = False) -> Any:
 
 
 class VisionTower:
-    """Image tokens of whole pictures. The tower lies on the CPU between pictures."""
+    """Image tokens of whole pictures."""
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu"):
-        """Load from a folder, see `load_tower`."""
-        self.device = device
+    def __init__(self, folder: str | Path):
+        """Load from a folder onto the CPU, see `load_tower`."""
         # ComfyUI keeps a tower's weights in half precision and computes in full: these are its numbers.
         self.model = load_tower(folder).half().float()
 
@@ -85,11 +84,13 @@ class VisionTower:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return image tokens [B, T, hidden_size], float32, of pictures [B, 3, H, W] in [0, 1]."""
-        pixels = to_pixels(images.float(), self.model.config.image_size).to(self.device)
-        tokens = self.model.to(self.device)(pixels).last_hidden_state
-        self.model.to("cpu")
-        return tokens
+        """Return image tokens [B, T, hidden_size], float32, of pictures [B, 3, H, W] in [0, 1].
+
+        It runs where the pictures are, and stays there.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = to_pixels(images.float(), self.model.config.image_size)
+            return self.model.to(images.device)(pixels).last_hidden_state
 
 
 def fitting_tower(prompt: ImagePrompt | None, tower: VisionTower | None) -> VisionTower | None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from eam_core.errors import EAMError
 from eam_core.flow import schedule
 from eam_core.model.autoencoder import unscale_latents
-from train.ablation_plan import TABLES, Arm, Table, arm_config
+from train.ablation_plan import TABLES, Arm, Table, arm_config, arms_for
 from train.ablation_report import write_report
 from train.control_task import ControlConfig, ControlTask, sample
 from train.data import TrainingData
@@ -55,7 +55,7 @@ class Run:
 def plan(table: Table, base: ControlConfig, seeds: list[int], mask_share: float, run_dir: str) -> list[Run]:
     """List the runs of a table; equal settings share a folder."""
     runs = []
-    for arm in table.arms:
+    for arm in arms_for(table, base):
         for seed in seeds:
             config = arm_config(base, arm, seed=seed, mask_share=mask_share)
             settings = json.dumps(dataclasses.asdict(dataclasses.replace(config, run_dir="")), sort_keys=True)
@@ -147,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def base_config(options: argparse.Namespace) -> ControlConfig:
-    """Return the recipe with the given options; what only the embedded default has is switched off.
+    """Return the recipe with the given options.
 
     Raises:
         EAMError: a value is out of range.
@@ -158,11 +158,10 @@ def base_config(options: argparse.Namespace) -> ControlConfig:
         size = (options.crop_size,) if options.crop_size else None
         return dataclasses.replace(
             config,
-            # Every arm starts as the paper's: no local heads.
-            parts=_given(config.parts, base=options.base, autoencoder=options.autoencoder, local_heads=0),
+            parts=_given(config.parts, base=options.base, autoencoder=options.autoencoder),
             data=_given(config.data, data=tuple(options.data) if options.data else None, crop_sizes=size),
             objective=_given(config.objective, loss=options.loss),
-            loop=dataclasses.replace(loop, validate_every=max(1, loop.steps // 8), save_every=max(1, loop.steps // 4)),
+            loop=dataclasses.replace(loop, validate_every=max(1, loop.steps // 6), save_every=max(1, loop.steps // 4)),
             val_size=options.crop_size or config.val_size,
         )
     except ValueError as error:

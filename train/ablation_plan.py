@@ -44,7 +44,11 @@ TABLES = {
             title="Architecture",
             claim="Psi-DiT converges faster than DiT-ControlNet and ends with better perceptual scores, at a little "
             "lower PSNR.",
-            arms=(Arm(name="DiT-ControlNet", parts={"family": "controlnet"}), _PSI_DIT),
+            arms=(
+                Arm(name="DiT-ControlNet", parts={"family": "controlnet", "local_heads": 0}),
+                Arm(name="Psi-DiT, no local heads", parts={"local_heads": 0}),
+                _PSI_DIT,
+            ),
         ),
         Table(
             number=3,
@@ -81,6 +85,12 @@ TABLES = {
         ),
     )
 }
+
+
+def arms_for(table: Table, base: ControlConfig) -> list[Arm]:
+    """Return the arms of a table, without those that a recipe makes equal to a later one."""
+    configs = [(arm_config(base, arm, seed=0, mask_share=0.5), arm.test_captions) for arm in table.arms]
+    return [arm for index, arm in enumerate(table.arms) if configs[index] not in configs[index + 1 :]]
 
 
 def arm_config(base: ControlConfig, arm: Arm, *, seed: int, mask_share: float) -> ControlConfig:

@@ -46,7 +46,8 @@ def write_report(table: Table, runs: "Sequence[Run]", base: ControlConfig, folde
     scores = {(run.arm.name, run.seed): _mean_scores(run) for run in runs}
     metrics = list(next(iter(scores.values())))
     seeds = sorted({run.seed for run in runs})
-    last = table.arms[-1].name
+    arms = list({run.arm.name: run.arm for run in runs}.values())
+    last = arms[-1].name
     lines = [
         f"# Table {table.number}: {table.title}",
         "",
@@ -60,7 +61,7 @@ def write_report(table: Table, runs: "Sequence[Run]", base: ControlConfig, folde
         "| arm | " + " | ".join(f"{name} {_arrow(name)}" for name in metrics) + " | images/s |",
         "|---" * (len(metrics) + 2) + "|",
     ]
-    for arm in table.arms:
+    for arm in arms:
         cells = [arm.name]
         for metric in metrics:
             own = [scores[arm.name, seed][metric] for seed in seeds]
@@ -119,11 +120,11 @@ def _plot(table: Table, runs: "Sequence[Run]", path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for arm in table.arms:
-        curves = [_curve(run) for run in runs if run.arm.name == arm.name]
+    for name in dict.fromkeys(run.arm.name for run in runs):
+        curves = [_curve(run) for run in runs if run.arm.name == name]
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = [[curve[step] for curve in curves] for step in steps]
-        line = axes.plot(steps, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=arm.name)[0]
+        line = axes.plot(steps, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=name)[0]
         axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.15)
     axes.set(xlabel="step", ylabel="validation PSNR (dB), mean of the degradations", title=f"Table {table.number}")
     axes.grid(alpha=0.3)

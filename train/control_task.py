@@ -27,6 +27,7 @@ from train.seeding import generator, sample_seed
 from train.trainer import Validation
 
 NUM_SHOWN = 4
+SHARDED = {"JointBlock", "ControlBlock", "ImagePromptBlock"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,8 @@ class ControlObjective(nn.Module):
         self.config, self.text, self.autoencoder = config, parts.text, parts.autoencoder
         self.model, self.tower = parts.model, parts.tower
         self.model.control.requires_grad_(True)
+        # By this name accelerate looks for what FSDP shards one by one.
+        self._no_split_modules = sorted({type(m).__name__ for m in self.model.modules()} & SHARDED)
         if config.parts.gradient_checkpointing == "on":
             self.model.wrap_guest = RecomputedGuest
         if config.parts.compile == "on":

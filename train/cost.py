@@ -1,28 +1,14 @@
-"""What training costs: memory and arithmetic of one step, counted without weights on the meta device.
+"""What training costs: memory and time of one step on common GPUs, from a count on the meta device.
 
 python -m train.cost --base sd3-medium --size 512 1024 --keep 1 0.25
 """
 
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from unittest.mock import patch
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.weak import WeakIdKeyDictionary
-
-from eam_core.model.control import ControlParams, ControlStream
-from eam_core.model.controlnet import ControlNet, ControlNetParams
-from eam_core.model.layers import Factory
-from eam_core.model.mmdit import MMDiT, MMDiTParams
-from eam_core.model.recompute import RecomputedGuest
+from eam_core.model.mmdit import MMDiTParams
+from train.meta_step import BYTES_PER_FROZEN, Case, count_step
 
 BASES = {
     "sd3-medium": MMDiTParams(depth=24, hidden_size=1536),
@@ -32,167 +18,158 @@ BASES = {
     "sd3.5-large": MMDiTParams(depth=38, hidden_size=2432, qk_norm=True),
 }
 FAMILIES = ("psi_dit", "controlnet")
-NUM_TEXT_TOKENS = 333
 GIB = 2**30
 TERA = 1e12
 
-BYTES_PER_FROZEN = 2  # bfloat16
-BYTES_PER_TRAINED = 4 + 4 + 8 + 4  # float32: weight, gradient, AdamW's two moments, moving average
-# SD3's autoencoder in float32 (train.parts), counted with `measured` on diffusers' AutoencoderKL: weights of encoder and
-# decoder, and per pixel the peak of what lives while one picture is encoded, and its operations.
-AUTOENCODER_BYTES = 335_276_364
-ENCODER_BYTES_PER_PIXEL = 2_000
-ENCODER_FLOPS_PER_PIXEL = 4e6
+# SD3's autoencoder, which train.parts keeps in float32: all its weights; what encoding one picture needs per pixel.
+AUTOENCODER_BYTES = 335_278_732
+ENCODER_BYTES_PER_PIXEL = 2560
+PICTURES_PER_SAMPLE = 2  # HR and LR
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
-    """A GPU: memory in GiB, and the peak of dense bf16 arithmetic that its vendor states, in TFLOPS."""
+    """A GPU: memory in GiB, and the peak of dense bf16 arithmetic that its vendor states, in TFLOPS.
+
+    `usable` leaves room for the CUDA context and for what the allocator cannot use.
+    """
 
     name: str
     gib: int
     tflops: float
-    usable: float = 0.92  # the rest is the CUDA context and what the allocator cannot use
+    usable: float = 0.92
 
 
-CARDS = (Card("RTX 4090", 24, 165.2), Card("A100", 40, 312), Card("A100", 80, 312), Card("H100", 80, 989.4))
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is trained: the control on a base, at one picture size."""
-
-    base: MMDiTParams
-    family: str
-    size: int
-    keep: float = 1.0
-    num_blocks: int = 12
-
-    @property
-    def num_tokens(self) -> int:
-        """Image tokens."""
-        return (self.size // 16) ** 2
+CARDS = (
+    Card(name="RTX 4090", gib=24, tflops=165.2),
+    Card(name="A100", gib=40, tflops=312),
+    Card(name="A100", gib=80, tflops=312),
+    Card(name="H100 SXM", gib=80, tflops=989.4),
+)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One forward and backward pass: parameters, operations, and the peak of what lives besides weights and gradients."""
+class Plan:
+    """How a card trains a case: samples at once, with or without gradient checkpointing, and computed seconds each."""
 
-    frozen: int
-    trained: int
-    forward_flops: int
-    flops: int
-    activation_bytes: int
-
-    @property
-    def state_bytes(self) -> int:
-        """Frozen weights, and trained ones with gradients, moments and moving average."""
-        return self.frozen * BYTES_PER_FROZEN + self.trained * BYTES_PER_TRAINED
+    micro_batch: int
+    recompute: bool
+    seconds: float
 
 
-@contextmanager
-def bf16_autocast(copies: list[Tensor] | None = None) -> Iterator[None]:
-    """Apply CUDA's autocast rules, which the meta device lacks, to the functions that the models use.
-
-    Args:
-        copies: receives the lowered weights, which autocast keeps until the forward pass ends.
-    """
-
-    def lower(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            return value
-        lowered = value.to(torch.bfloat16)
-        if copies is not None and isinstance(value, nn.Parameter):
-            copies.append(lowered)
-        return lowered
-
-    def in_bf16(function: Callable) -> Callable:
-        return lambda *args, **kwargs: function(*map(lower, args), **kwargs)
-
-    def in_fp32(function: Callable) -> Callable:
-        return lambda x, *args, **kwargs: function(x.float(), *args, **kwargs)
-
-    # Patched, because a torch function mode is suspended during the backward pass, which computes blocks again.
-    rules = {"linear": in_bf16, "conv2d": in_bf16, "layer_norm": in_fp32, "rms_norm": in_fp32}
-    patches = {name: rule(getattr(F, name)) for name, rule in rules.items()}
-    with patch.multiple(F, **patches, scaled_dot_product_attention=in_bf16(flash_attention)):
-        yield
+def encoder_flops(size: int) -> float:
+    """Return the operations of encoding one picture with SD3's autoencoder: convolutions, and attention at 1/8."""
+    pixels = size**2
+    return pixels * (4_132_096 + pixels / 2)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend as a fused kernel does, which never holds the attention matrix; the meta device would take another."""
-    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follow the memory of meta tensors made inside: how much lives, and the most that did."""
-
-    def __init__(self, known: Iterator[Tensor]):
-        super().__init__()
-        self.live = self.peak = 0
-        self.seen = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in known})
-
-    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return tree_map_only(Tensor, self._note, func(*args, **(kwargs or {})))
-
-    def _note(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if tensor.device.type == "meta" and storage not in self.seen:
-            self.seen[storage] = True
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, storage.nbytes())
-        return tensor
-
-    def _free(self, size: int) -> None:
-        self.live -= size
-
-
-def build(case: Case) -> tuple[MMDiT, ControlStream | ControlNet]:
-    """Build the frozen bfloat16 base and the float32 control on the meta device."""
-    base = MMDiT(case.base, Factory(device="meta", dtype=torch.bfloat16)).requires_grad_(False)
-    factory = Factory(device="meta", dtype=torch.float32)
-    if case.family == "controlnet":
-        return base, ControlNet(ControlNetParams.for_base(case.base, case.num_blocks), factory)
-    shared = {name: getattr(case.base, name) for name in ("depth", "hidden_size", "in_channels", "qk_norm")}
-    return base, ControlStream(ControlParams(**shared), factory)
-
-
-def count_step(case: Case, *, micro_batch: int = 1, recompute: bool = False) -> Step:
-    """Run one training step on the meta device and count it.
+def plan(case: Case, card: Card, num_cards: int, utilisation: float) -> Plan | None:
+    """Find the largest micro-batch that a card holds, checkpointing only where nothing fits without it.
 
     Args:
         case: what is trained.
-        micro_batch: samples of the step.
-        recompute: gradient checkpointing of every block.
+        card: the GPU.
+        num_cards: above 1, weights, gradients, moments and average are sharded over so many (FSDP2).
+        utilisation: share of the card's stated peak that training reaches.
+
+    Returns:
+        None where not even one sample fits.
     """
-    base, control = build(case)
-    trained = [p for p in control.parameters() if p.requires_grad]
-    for parameter in trained:  # gradients are counted with the weights, so they may not live here
-        parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    side = case.size // 8
-    with torch.device("meta"):
-        noisy, lr = torch.empty(2, micro_batch, case.base.in_channels, side, side)
-        context = torch.empty(micro_batch, NUM_TEXT_TOKENS, case.base.context_size)
-        vectors = torch.empty(micro_batch), context, torch.empty(micro_batch, case.base.pooled_size)
-        num_kept = max(1, round(case.keep * case.num_tokens))
-        keep = None if case.keep == 1 else torch.zeros(micro_batch, num_kept, dtype=torch.long)
-    known = [*base.parameters(), *base.buffers(), *control.parameters(), *control.buffers()]
-    with FlopCounterMode(display=False) as flops, LiveBytes(iter(known)) as memory:
-        copies: list[Tensor] = []
-        with bf16_autocast(copies):
-            positions = base.positions(side, side)
-            guest = control.run(control.embed(lr, positions, keep))
-            wrapped = RecomputedGuest(guest) if recompute else guest
-            velocity = base(noisy, *vectors, guest=wrapped, positions=positions)
-        forward_flops = flops.get_total_flops()
-        copies.clear()
-        with bf16_autocast():
-            (velocity.float() - lr).square().mean().backward()
-    frozen = sum(tensor.numel() for tensor in (*base.parameters(), *base.buffers()))
-    num_trained = sum(p.numel() for p in trained)
-    return Step(frozen, num_trained, forward_flops, flops.get_total_flops(), memory.peak)
+    for recompute in (False, True):
+        one, two = (count_step(case, micro_batch=number, recompute=recompute) for number in (1, 2))
+        room = card.gib * GIB * card.usable - AUTOENCODER_BYTES - one.state_bytes / num_cards
+        if num_cards > 1:  # two blocks stand gathered at a time, the one that computes and the next
+            room -= 2 * (one.frozen * BYTES_PER_FROZEN + one.trained * 4) / case.base.depth
+        per_sample = two.activation_bytes - one.activation_bytes
+        fit = (room - one.activation_bytes) // per_sample + 1
+        encoded = room // (ENCODER_BYTES_PER_PIXEL * case.size**2)
+        micro_batch = int(min(fit, encoded))
+        if micro_batch >= 1:
+            # Float32 convolutions run in TF32, at half the rate of bfloat16.
+            flops = one.flops + 2 * PICTURES_PER_SAMPLE * encoder_flops(case.size)
+            return Plan(micro_batch, recompute, flops / (utilisation * card.tflops * TERA))
+    return None
 
 
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
+def count_table(cases: Sequence[Case]) -> str:
+    """Return a Markdown table of what one sample costs."""
+    lines = [
+        "| control | px | LR tokens kept | trained | states GiB | forward | step | step, gc | activations GiB | gc |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        plain, again = (count_step(case, micro_batch=1, recompute=recompute) for recompute in (False, True))
+        lines.append(
+            f"| {_named(case)} | {plain.trained / 1e9:.2f} B | {plain.state_bytes / GIB:.1f} "
+            f"| {plain.forward_flops / TERA:.1f} | {plain.flops / TERA:.1f} | {again.flops / TERA:.1f} "
+            f"| {plain.activation_bytes / GIB:.1f} | {again.activation_bytes / GIB:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def plan_table(cases: Sequence[Case], num_cards: Sequence[int], utilisation: float) -> str:
+    """Return a Markdown table of what fits which card, and how long it takes."""
+    heads = " | ".join(f"{card.name} {card.gib} GB" for card in CARDS)
+    lines = [f"| control | px | LR tokens kept | GPUs | {heads} |", "|---" * (4 + len(CARDS)) + "|"]
+    for case in cases:
+        for number in num_cards:
+            cells = " | ".join(_cell(plan(case, card, number, utilisation)) for card in CARDS)
+            lines.append(f"| {_named(case)} | {number} | {cells} |")
+    return "\n".join(lines)
+
+
+def _named(case: Case) -> str:
+    name = "Psi-DiT" if case.family == "psi_dit" else f"ControlNet, {case.num_blocks} blocks"
+    return f"{name} | {case.size} | {100 * case.keep:.4g} %"
+
+
+def _cell(plan: Plan | None) -> str:
+    if plan is None:
+        return "-"
+    return f"{plan.micro_batch}{', gc' if plan.recompute else ''}, {plan.seconds:.2f} s"
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", choices=BASES, default="sd3-medium", help="frozen model (default sd3-medium)")
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES, help="controls (default both)")
+    parser.add_argument("--size", nargs="+", type=int, default=[512, 1024], help="pixels (default 512 1024)")
+    parser.add_argument("--keep", nargs="+", type=float, default=[1, 0.25], help="LR tokens kept (default 1 0.25)")
+    parser.add_argument("--num-blocks", type=int, default=12, help="of the ControlNet (default 12)")
+    parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8], help="cards that share the states (default 1 8)")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="reached share of the peak (default 0.4)")
+    options = parser.parse_args()
+    if any(size < 16 or size % 16 for size in options.size):
+        parser.error(f"expected every --size to be a multiple of 16, got {options.size}")
+    if any(not 0 < keep <= 1 for keep in options.keep):
+        parser.error(f"expected every --keep in (0, 1], got {options.keep}")
+    if not 0 < options.utilisation <= 1 or min(options.gpus) < 1:
+        parser.error(f"expected --utilisation in (0, 1] and --gpus from 1, got {options.utilisation}, {options.gpus}")
+    if not 1 <= options.num_blocks <= BASES[options.base].depth:
+        parser.error(f"expected --num-blocks from 1 to {BASES[options.base].depth}, got {options.num_blocks}")
+    return options
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parse()
+    cases = [
+        Case(BASES[options.base], family, size, keep, options.num_blocks)
+        for family in options.family
+        for size in options.size
+        # A masked token of a ControlNet stays in its sequence, so masks save nothing there.
+        for keep in (options.keep if family == "psi_dit" else [1.0])
+    ]
+    print(f"One sample on {options.base}, counted on the meta device (TFLOPs; gc: gradient checkpointing):\n")
+    print(count_table(cases))
+    print(
+        "\nLargest micro-batch and seconds per sample, computed, not measured: "
+        f"{options.utilisation:.0%} of the stated bf16 peak,\n"
+        "HR and LR pictures encoded in TF32; several GPUs: FSDP2; gc: gradient checkpointing; -: does not fit:\n"
+    )
+    print(plan_table(cases, options.gpus, options.utilisation))
+
+
+if __name__ == "__main__":
+    main()

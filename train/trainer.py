@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -244,7 +245,7 @@ class Trainer:
     def _validate(self, step: int) -> None:
         """Score the averaged weights; write the summary at the end of the run."""
         self.module.eval()
-        with self._averaged_weights(), self.accelerator.autocast():
+        with self._averaged_weights(), _whole(self.module), self.accelerator.autocast():
             validation = self.task.validate(self.data)
         scores = {f"validation/{name}": value for name, value in validation.scores.items()}
         self._log(step, scores)
@@ -286,6 +287,16 @@ def _assign(target: Tensor, full: Tensor) -> None:
     target.copy_(
         distribute_tensor(full, target.device_mesh, target.placements) if isinstance(target, DTensor) else full
     )
+
+
+@contextmanager
+def _whole(module: nn.Module) -> Iterator[None]:
+    """Gather what FSDP2 shards of the outermost module, so that its parts can be called one by one."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    yield
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .control_init import _vec_of_a_clean_picture
 from .layers import HEAD_DIM, TORCH, AttentionWeights, Factory, attention, count_blocks, modulate, modulation
-from .mmdit import Block
+from .mmdit import Block, MMDiTParams
 
 MIN_TOKENS = 2
 
@@ -41,6 +41,11 @@ class ImagePromptParams:
                 raise ValueError(f"expected {field} of at least 1, got {getattr(self, field)}")
         if self.hidden_size < HEAD_DIM or self.hidden_size % HEAD_DIM:
             raise ValueError(f"expected hidden_size to be a multiple of {HEAD_DIM}, got {self.hidden_size}")
+
+    @classmethod
+    def for_base(cls, base: MMDiTParams, image_size: int) -> "ImagePromptParams":
+        """Return the architecture that fits a base and a vision tower of the given token width."""
+        return cls(depth=base.depth, hidden_size=base.hidden_size, image_size=image_size, qk_norm=base.qk_norm)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "ImagePromptParams":

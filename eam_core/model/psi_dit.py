@@ -84,7 +84,8 @@ class PsiDiT(nn.Module):
             lr = self.control.embed(lr, positions, keep)
         if lr is not None:
             guests.append(self.control.run(lr, control_scale))
-        guest = self.wrap_guest(GuestChain(guests))
+        # Pyright does not take a settable property for the attribute that the protocol asks for.
+        guest = self.wrap_guest(GuestChain(guests))  # pyright: ignore[reportArgumentType]
         return self.base(latents, timestep, context, pooled, guest=guest, positions=positions)
 
 

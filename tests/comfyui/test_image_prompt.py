@@ -21,6 +21,7 @@ from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams, init_ima
 from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
+from train.train_vision_tower import save_tower
 
 IMAGE_SIZE = 32
 TOWER = {"hidden_size": IMAGE_SIZE, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -62,7 +63,7 @@ NODE_CLASS_MAPPINGS = {"TinyTower": TinyTower, "Tokens": Tokens}
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Transformers' folder of a small random tower, with core's kind of config beside it."""
+    """A small random tower as training writes it, with core's kind of config beside it."""
     sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
     from comfy_launch import define_missing_operators
 
@@ -71,7 +72,8 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tower")
     torch.manual_seed(0)
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER)).save_pretrained(folder)
+    random = CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER))
+    save_tower(random, random.state_dict(), folder)
     core = {**TOWER, "num_channels": 3, "model_type": "clip_vision_model"}
     (folder / "core.json").write_text(json.dumps(core))
     return folder

@@ -1,33 +1,17 @@
-"""The degradation against reference numbers, and what a user of it relies on."""
+"""The degradation as a whole: what comes out, what it depends on, and its steps against OpenCV and Pillow."""
 
-import json
-from pathlib import Path
+import io
 
+import cv2
+import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from PIL import Image
 
-from eam_core.degradation import (
-    PRESETS,
-    DegradationConfig,
-    OrderConfig,
-    degrade,
-    gaussian_noise,
-    jpeg,
-    poisson_noise,
-    simple_degrade,
-)
-from eam_core.degradation_kernels import blur_kernel, filter2d, pad_kernel, sharpen, sinc_kernel
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "realesrgan_kernels.safetensors"
-
-
-@pytest.fixture(scope="module")
-def golden():
-    with safe_open(str(GOLDEN), "pt") as file:
-        parameters = json.loads(file.metadata()["parameters"])
-    return load_file(GOLDEN), parameters
+from eam_core import degradation
+from eam_core.degradation import PRESETS, DegradationConfig, OrderConfig, degrade, simple_degrade
+from eam_core.degradation_draw import draw_degradation
+from eam_core.degradation_kernels import blur_kernel
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -46,105 +30,148 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(-10 * torch.log10(((a - b) ** 2).mean()))
 
 
-def test_kernels_equal_the_reference(golden):
-    tensors, parameters = golden
-    names = [name for name in tensors if name.startswith("kernel.")]
-    assert len(names) == 41
-    for name in names:
-        p = parameters[name]
-        if p["type"] == "sinc":
-            kernel = sinc_kernel(p["kernel_size"], p["cutoff"])
-            kernel = pad_kernel(kernel, p["pad_to"]) if p["pad_to"] else kernel
-        else:
-            kernel = blur_kernel(
-                p["type"], p["kernel_size"], p["sigma_x"], p["sigma_y"], p["angle"], p.get("beta", 1.0)
-            )
-        torch.testing.assert_close(kernel, tensors[name], atol=1e-10, rtol=0, msg=name)
-
-
-def test_filter_and_sharpener_equal_the_reference(golden):
-    tensors, parameters = golden
-    for key in ("filter.output_per_item", "filter.output_shared"):
-        kernels = torch.stack([tensors[name] for name in parameters[key]["kernels"]])
-        torch.testing.assert_close(filter2d(tensors["filter.input"], kernels), tensors[key], atol=1e-5, rtol=0)
-    torch.testing.assert_close(sharpen(tensors["usm.input"]), tensors["usm.output"], atol=1e-5, rtol=0)
-    strong = sharpen(tensors["usm.input"], weight=1.0, threshold=4)
-    torch.testing.assert_close(strong, tensors["usm.output_w1_t4"], atol=1e-5, rtol=0)
-
-
-def test_filter_takes_images_smaller_than_the_kernel():
-    kernel = blur_kernel("iso", 21, 3.0)[None]
-    for size in ((1, 1), (1, 5), (3, 40)):
-        flat = torch.full((2, 3, *size), 0.4)
-        torch.testing.assert_close(filter2d(flat, kernel), flat)
-
-
-@pytest.mark.parametrize("channels", [3, 1])
-def test_noise_has_the_documented_moments(channels):
-    bands = (torch.tensor([0.1, 0.35, 0.6, 0.85]) * 255).round() / 255
-    image = bands.repeat_interleave(128)[None, None, :, None].expand(1, 3, 512, 512).contiguous()
-    expected = {"gaussian": torch.full((4,), (10 / 255) ** 2), "poisson": 0.5**2 * bands / 4}
-    noise = {
-        "gaussian": gaussian_noise(image, 10.0, channels, seeded(1)),
-        "poisson": poisson_noise(image, 0.5, channels, seeded(2)),
-    }
-    for name, field in noise.items():
-        per_band = field.reshape(3, 4, -1).transpose(0, 1).flatten(1)
-        torch.testing.assert_close(per_band.var(dim=1), expected[name], rtol=0.03, atol=0)
-        assert bool((per_band.mean(dim=1).abs() < 0.02 * expected[name].sqrt()).all())
-        correlation = float(torch.corrcoef(field[0].flatten(1))[0, 1])
-        assert correlation == pytest.approx(1.0 if channels == 1 else 0.0, abs=0.02)
-
-
-def test_poisson_counts_the_levels_of_each_image():
-    ramp = torch.arange(256).float()[None, None, None] / 255
-    image = ramp.expand(1, 3, 256, 256).contiguous()
-    assert float(poisson_noise(image, 1.0, 3, seeded(3)).var()) == pytest.approx(0.5 / 256, rel=0.03)
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", [(192, 192), (61, 83), (33, 130), (9, 8)])
 def test_output_size_range_and_8_bit_levels(preset, size):
-    out = degrade(photo_like(*size).repeat(2, 1, 1, 1), 4, PRESETS[preset], seeded(5))
+    out = degrade(photo_like(*size).repeat(2, 1, 1, 1), 4, PRESETS[preset], [5, 6])
     assert out.shape == (2, 3, size[0] // 4, size[1] // 4)
     assert out.dtype == torch.float32
     assert float(out.min()) >= 0 and float(out.max()) <= 1
     torch.testing.assert_close(out * 255, (out * 255).round(), atol=1e-4, rtol=0)
 
 
-def test_same_seed_same_result_and_own_parameters_per_sample():
-    images = photo_like(96, 96).repeat(2, 1, 1, 1)
-    first = degrade(images, 4, PRESETS["stock"], seeded(7))
-    assert torch.equal(first, degrade(images, 4, PRESETS["stock"], seeded(7)))
-    assert not torch.equal(first, degrade(images, 4, PRESETS["stock"], seeded(8)))
-    assert not torch.equal(first[0], first[1])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("scale", range(1, 9))
+def test_every_scale(preset, scale):
+    image = photo_like(100, 75)
+    out = degrade(image, scale, PRESETS[preset], [scale])
+    assert out.shape == (1, 3, 100 // scale, 75 // scale)
+    plain = degrade(image, scale, PRESETS["plain"], [0])
+    assert (out - plain).abs().mean() < 0.2  # the same picture, only worse
+
+
+def test_a_sample_depends_on_its_picture_config_and_seed_alone():
+    images = torch.cat([photo_like(96, 130, seed) for seed in range(4)])
+    configs = [PRESETS[name] for name in ("stock", "plain", "light", "stock")]
+    for start in range(0, 40, 4):
+        seeds = torch.arange(start, start + 4) * 7 + 2**62
+        together = degrade(images, 4, configs, seeds)
+        for index in range(4):
+            alone = degrade(images[index : index + 1], 4, configs[index], seeds[index : index + 1])
+            torch.testing.assert_close(alone[0], together[index], atol=1e-6, rtol=0)
+
+
+def test_seeds_decide_everything_but_for_plain():
+    images = photo_like(96, 96).repeat(3, 1, 1, 1)
+    for preset in ("light", "stock"):
+        first, other, again = degrade(images, 4, PRESETS[preset], [7, 8, 7])
+        assert torch.equal(first, again) and psnr(first, other) < 45
+    state = torch.get_rng_state()
+    plain = degrade(images[:2], 4, PRESETS["plain"], [7, 8])
+    assert torch.equal(plain[0], plain[1])
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_presets_damage_in_the_order_of_their_names():
-    images = torch.cat([photo_like(96, 96, seed) for seed in range(24)])
-    clean = degrade(images, 4, PRESETS["plain"])
-    score = {name: psnr(degrade(images, 4, config, seeded(9)), clean) for name, config in PRESETS.items()}
+    images = torch.cat([photo_like(64, 64, seed) for seed in range(64)])
+    clean = degrade(images, 4, PRESETS["plain"], range(64))
+    score = {name: psnr(degrade(images, 4, config, range(64)), clean) for name, config in PRESETS.items()}
     assert score["plain"] == float("inf")
-    assert score["light"] > score["stock"] + 1
+    assert score["light"] > score["stock"] + 0.5
+
+
+def test_the_callers_images_stay_as_they_are():
+    images = photo_like(64, 64)
+    before = images.clone()
+    for config in PRESETS.values():
+        degrade(images, 4, config, [1])
+        assert torch.equal(images, before)
 
 
 def test_plain_is_the_antialiased_bicubic_reduction():
     flat_halves = torch.zeros(1, 3, 64, 64)
     flat_halves[..., 32:] = 1.0
-    out = degrade(flat_halves, 4, PRESETS["plain"])
+    out = degrade(flat_halves, 4, PRESETS["plain"], [0])
     assert torch.equal(out[..., :6], torch.zeros(1, 3, 16, 6))
     assert torch.equal(out[..., 10:], torch.ones(1, 3, 16, 6))
 
 
-def test_jpeg_gets_worse_with_lower_quality():
-    image = photo_like(64, 64)
-    assert psnr(jpeg(image, 95), image) > psnr(jpeg(image, 60), image) > psnr(jpeg(image, 10), image)
+def by_pillow(picture: np.ndarray, quality: float) -> np.ndarray:
+    """Pass a picture [H,W,3] in [0,1] through a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(np.rint(picture.clip(0, 1) * 255).astype(np.uint8)).save(file, "JPEG", quality=round(quality))
+    return np.asarray(Image.open(file), dtype=np.float32) / 255
+
+
+def by_opencv(image: np.ndarray, scale: int, draw) -> np.ndarray:
+    """Degrade a picture [H,W,3] in [0,1] by a record of parameters, without noise."""
+
+    def blurred(picture, drawn):
+        if drawn is None:
+            return picture
+        return cv2.filter2D(picture, -1, drawn.kernel().numpy(), borderType=cv2.BORDER_REFLECT_101)
+
+    def resized(picture, height, width, mode):
+        flag = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[mode]
+        return cv2.resize(picture, (width, height), interpolation=flag)
+
+    first, second = draw.orders
+    height, width = image.shape[:2]
+    small = (height // scale, width // scale)
+    out = blurred(image, first.blur)
+    out = resized(out, int(height * first.resize_factor), int(width * first.resize_factor), first.resize_mode)
+    out = blurred(by_pillow(out, first.jpeg_quality), second.blur)
+    factor = second.resize_factor
+    out = resized(out, int(small[0] * factor), int(small[1] * factor), second.resize_mode).clip(0, 1)
+    if draw.jpeg_first:
+        out = by_pillow(out, second.jpeg_quality)
+    out = blurred(resized(out, *small, draw.final_mode), draw.final_sinc)
+    return out if draw.jpeg_first else by_pillow(out, second.jpeg_quality)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_two_orders_equal_opencv_where_there_is_no_noise(scale, monkeypatch):
+    # With Pillow's JPEG in both, as its rounding differs and the steps after it magnify that.
+    def jpeg_each(images, qualities):
+        coded = [by_pillow(image.permute(1, 2, 0).numpy(), quality) for image, quality in zip(images, qualities)]
+        return [torch.from_numpy(picture).permute(2, 0, 1) for picture in coded]
+
+    monkeypatch.setattr(degradation, "jpeg_each", jpeg_each)
+    silent = {"gaussian_probability": 1.0, "gaussian_sigma": (1e-6, 1e-6)}
+    config = DegradationConfig(
+        orders=(OrderConfig(**silent), OrderConfig(blur_probability=0.5, resize_range=(0.3, 1.2), **silent))
+    )
+    image = photo_like(128, 160)
+    steps, differences = [], []
+    for seed in range(90):
+        draw = draw_degradation(config, seed)
+        modes = {draw.orders[0].resize_mode, draw.orders[1].resize_mode, draw.final_mode}
+        if "area" in modes:  # OpenCV defines it otherwise where the factor is not whole
+            continue
+        expected = np.rint(by_opencv(image[0].permute(1, 2, 0).numpy(), scale, draw).clip(0, 1) * 255)
+        out = degrade(image, scale, config, [seed])[0].permute(1, 2, 0).numpy() * 255
+        differences.append(np.abs(out - expected).mean())
+        steps.append((draw.jpeg_first, draw.final_sinc is None, draw.orders[1].blur is None))
+    assert len(steps) >= 15 and all(len(set(column)) == 2 for column in zip(*steps))
+    # Now and then a level, or a coefficient of a JPEG block, rounds to the other side.
+    assert np.median(differences) < 0.01 and max(differences) < 1
+
+
+def test_sharpening_comes_first_and_only_where_it_is_asked_for():
+    first = OrderConfig(blur_probability=0.0, gaussian_sigma=(1e-6, 1e-6), gaussian_probability=1.0)
+    config = DegradationConfig(orders=(first, first))
+    sharp = DegradationConfig(orders=(first, first), sharpen_weight=0.5)
+    edge = torch.full((1, 3, 64, 64), 0.3)
+    edge[..., 32:] = 0.7
+    soft_result, sharp_result, again = degrade(edge.repeat(3, 1, 1, 1), 2, [config, sharp, config], [3, 3, 3])
+    assert sharp_result.max() > soft_result.max() + 0.03
+    assert torch.equal(soft_result, again)
 
 
 def test_simple_degrade_obeys_each_setting():
     image = photo_like(64, 96)
     clean = simple_degrade(image, 4)
-    assert torch.equal(clean, degrade(image, 4, PRESETS["plain"]))
+    assert torch.equal(clean, degrade(image, 4, PRESETS["plain"], [0]))
     settings = {"blur_sigma": 3.0, "noise_sigma": 10.0, "jpeg_quality": 20}
     for name, value in settings.items():
         assert psnr(simple_degrade(image, 4, **{name: value}, generator=seeded(1)), clean) < 40, name
@@ -155,15 +182,25 @@ def test_simple_degrade_obeys_each_setting():
 
 
 def test_wrong_settings_are_named():
-    image = torch.rand(1, 3, 16, 16)
-    for scale in (0, 17):
-        with pytest.raises(ValueError, match="expected a scale between 1 and 16"):
-            degrade(image, scale, PRESETS["plain"])
+    image = torch.rand(2, 3, 16, 6)
+    for scale, largest in ((0, 6), (7, 6), (2.5, 6)):
+        with pytest.raises(ValueError, match=f"expected a whole scale between 1 and {largest}, got {scale}"):
+            degrade(image, scale, PRESETS["plain"], [0, 1])
+    with pytest.raises(ValueError, match="between 1 and 8, got 9"):
+        degrade(torch.rand(1, 3, 99, 99), 9, PRESETS["plain"], [0])
     with pytest.raises(ValueError, match=r"expected images \[B,3,H,W\]"):
-        degrade(image[:, :1], 4, PRESETS["plain"])
+        degrade(image[:, :1], 4, PRESETS["plain"], [0, 1])
+    with pytest.raises(ValueError, match="expected 2 seeds, one per image, got 1"):
+        degrade(image, 4, PRESETS["plain"], [0])
+    with pytest.raises(ValueError, match="expected 2 configs, one per image, got 3"):
+        degrade(image, 4, [PRESETS["plain"]] * 3, [0, 1])
+    with pytest.raises(ValueError, match="no parameters to draw"):
+        draw_degradation(PRESETS["plain"], 0)
     with pytest.raises(ValueError, match="two degradation orders"):
         DegradationConfig(orders=(OrderConfig(),))
     with pytest.raises(ValueError, match="resize_range"):
         OrderConfig(resize_range=(1.2, 1.5))
     with pytest.raises(ValueError, match="odd kernel size"):
         blur_kernel("iso", 8, 1.0)
+    with pytest.raises(ValueError, match=r"JPEG quality in 1\.\.100, got 0"):
+        simple_degrade(image, 2, jpeg_quality=0)

@@ -35,12 +35,6 @@ def make_base(kind: str = "plain") -> MMDiT:
     return base
 
 
-def params_for(base: MMDiTParams) -> ImagePromptParams:
-    return ImagePromptParams(
-        depth=base.depth, hidden_size=base.hidden_size, image_size=IMAGE_SIZE, qk_norm=base.qk_norm
-    )
-
-
 def make_model(kind: str = "plain", *, trained: bool = False, lr_attention: str = "joint") -> PsiDiT:
     """A base with a control that adds something, and a new or random image prompt."""
     base = make_base(kind)
@@ -48,7 +42,7 @@ def make_model(kind: str = "plain", *, trained: bool = False, lr_attention: str 
     control = ControlStream(ControlParams(**shared, lr_attention=lr_attention))
     init_control(control, base.state_dict(), zero_init=False)
     torch.manual_seed(1)
-    prompt = ImagePrompt(params_for(base.params))
+    prompt = ImagePrompt(ImagePromptParams.for_base(base.params, IMAGE_SIZE))
     init_image_prompt(prompt, base.state_dict())
     for block in prompt.blocks if trained else ():
         torch.nn.init.normal_(block.to_out_ip.weight, std=0.1)
@@ -182,7 +176,7 @@ def test_saved_beside_the_control_and_found_again(tmp_path, kind):
     state = read_weights(tmp_path / "both.safetensors")
     factory = Factory(dtype=torch.float32)
     control, found = build_control(state, "both", factory), build_image_prompt(state, "both", factory)
-    assert found.params == params_for(model.base.params)
+    assert found.params == model.image_prompt.params
     check_pair(model.base.params, found.params, "both")
     again = PsiDiT(model.base, control, found)
     assert torch.equal(again(*given, image_tokens=tokens), model(*given, image_tokens=tokens))

@@ -378,7 +378,7 @@ def modes() -> Iterator[tuple[str, bytes]]:
     yield "alpha", encoded(transparent, "PNG")
 
 
-@pytest.mark.parametrize(("name", "data"), modes())
+@pytest.mark.parametrize(("name", "data"), list(modes()))
 def test_every_colour_mode_becomes_8_bit_rgb(name, data):
     assert (decode(data, name) == np.full((32, 48, 3), 100)).all()
 

@@ -1,7 +1,6 @@
 """Several processes train as one does: DDP over gloo, and FSDP2 where this machine's torch runs it on the CPU."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,22 +10,25 @@ import torch
 
 from eam_core.checkpoint import read_weights
 
-OPTIONS = ("--batch-size", "4", "--steps", "5", "--masked-steps", "2", "--save-every", "5")
+OPTIONS = ("--batch-size", "4", "--steps", "5", "--masked-steps", "2", "--save-every", "5", "--keep-last", "5")
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+MODULE = ["-m", "train.train_psi_dit"]
+ACCELERATE = ["accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
 
 
-def launch(script, parts, run_dir: Path, *options: str, num_processes: int, module: str = "torch.distributed.run") -> str:
+def launch(script, parts, run_dir: Path, *options: str, launcher: list[str], extra: dict | None = None) -> None:
     """Train in several processes, as torchrun (or accelerate launch) starts them."""
-    command = [sys.executable, "-P", "-m", module]
-    if module == "torch.distributed.run":
-        command += ["--standalone", f"--nproc-per-node={num_processes}", "-m"]
-    else:
-        command += ["launch", "--cpu", f"--num_processes={num_processes}", "--num_machines=1", "--mixed_precision=no"]
-        command += ["--dynamo_backend=no", "-m"]
-    command += ["train.train_psi_dit", *parts.options(run_dir, *OPTIONS, *options)]
-    environment = {**script.environment, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-P", "-m", *launcher, *parts.options(run_dir, *OPTIONS, *options)]
+    environment = {**script.environment, "ACCELERATE_USE_CPU": "true", **(extra or {})}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-4000:]
-    return run.stderr
 
 
 def losses_of(run_dir: Path) -> list[float]:
@@ -43,7 +45,7 @@ def alone(script, parts, tmp_path_factory) -> Path:
 
 
 def test_two_gloo_processes_have_the_losses_and_weights_of_one(script, parts, alone, tmp_path):
-    launch(script, parts, tmp_path, num_processes=2)
+    launch(script, parts, tmp_path, launcher=[*TORCHRUN, *MODULE])
     assert losses_of(tmp_path) == pytest.approx(losses_of(alone), rel=1e-4)
     one, two = (read_weights(folder / "control.safetensors") for folder in (alone, tmp_path))
     for name in one:
@@ -52,8 +54,32 @@ def test_two_gloo_processes_have_the_losses_and_weights_of_one(script, parts, al
 
 
 def test_what_two_processes_began_one_ends(script, parts, alone, tmp_path):
-    whole = launch(script, parts, tmp_path, num_processes=2, module="accelerate.commands.accelerate_cli")
-    assert "Traceback" not in whole
-    for file in (tmp_path / "checkpoints").glob("step-00000005.*"):
-        os.remove(file)
+    launcher = [*ACCELERATE, "--mixed_precision=no", "--dynamo_backend=no", *MODULE]
+    launch(script, parts, tmp_path, "--save-every", "2", launcher=launcher)
+    for step in (4, 5):
+        for file in (tmp_path / "checkpoints").glob(f"step-0000000{step}.*"):
+            file.unlink()
+    (tmp_path / "control.safetensors").unlink()
+    assert (tmp_path / "checkpoints" / "step-00000002.json").exists()
+    status, text = script.run("train_psi_dit", parts.options(tmp_path, *OPTIONS, "--save-every", "2"))
+    assert status == 0 and "going on from step 2 of 5" in text
     assert losses_of(tmp_path) == pytest.approx(losses_of(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["psi_dit", "controlnet"])
+def test_sharded_with_fsdp2_the_losses_and_weights_are_those_of_one_process(script, parts, tmp_path, family):
+    status, text = script.run("train_psi_dit", parts.options(tmp_path / "alone", *OPTIONS, "--family", family))
+    assert status == 0, text
+    launcher = [*TORCHRUN, str(Path(__file__).with_name("fsdp2_on_cpu.py"))]
+    sharded = tmp_path / "sharded"
+    launch(script, parts, sharded, "--save-every", "2", "--family", family, launcher=launcher, extra=FSDP2)
+    assert losses_of(sharded) == pytest.approx(losses_of(tmp_path / "alone"), rel=1e-4)
+    for step in (4, 5):
+        for file in (sharded / "checkpoints").glob(f"step-0000000{step}.*"):
+            file.unlink()
+    (sharded / "control.safetensors").unlink()
+    launch(script, parts, sharded, "--save-every", "2", "--family", family, launcher=launcher, extra=FSDP2)
+    one, two = (read_weights(folder / "control.safetensors") for folder in (tmp_path / "alone", sharded))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-3, rtol=0)

@@ -88,9 +88,7 @@ def test_exported_weights_are_the_average_of_those_trained(parts, tmp_path):
     averaged = trained(parts, tmp_path / "averaged", "--steps", "2", "--ema", "0.9")
     assert not torch.equal(averaged[f"model.{names[0]}"], averaged[f"ema.{names[0]}"])
     exported = read_weights(tmp_path / "averaged" / "control.safetensors")
-    assert torch.equal(
-        exported["lr_embedder.proj.weight"], averaged["ema.model.control.lr_embedder.proj.weight"]
-    )
+    assert torch.equal(exported["lr_embedder.proj.weight"], averaged["ema.model.control.lr_embedder.proj.weight"])
 
 
 def test_only_the_control_is_optimised(parts, run_dir):
@@ -199,7 +197,11 @@ def test_recipes_hold_the_papers_numbers():
     assert (eam.loop.steps, eam.data.crop_sizes, eam.objective.mask.strategy) == (30_000, (1024,), "pms")
     assert 0 < eam.objective.masked_steps < eam.loop.steps
     assert (consissr.objective.tala_exponent, bool(consissr.parts.image_encoder)) == (10, True)
-    assert (controlnet.parts.family, controlnet.objective.masked_steps, controlnet.loop.steps) == ("controlnet", 0, 80_000)
+    assert (controlnet.parts.family, controlnet.objective.masked_steps, controlnet.loop.steps) == (
+        "controlnet",
+        0,
+        80_000,
+    )
 
 
 def test_help_explains_every_field(capsys):

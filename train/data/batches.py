@@ -92,7 +92,7 @@ class StreamSource:
 
 
 class MicroBatches(IterableDataset):
-    """Make this rank's micro-batches from number `first` on; an error of the user's is the last item, not raised."""
+    """Make this rank's micro-batches from number `first` on; an error of the user's is an item, not raised."""
 
     def __init__(self, config: DataConfig, schedule: Schedule, source: Source, *, first: int) -> None:
         self.config, self.schedule, self.source, self.first = config, schedule, source, first
@@ -106,7 +106,8 @@ class MicroBatches(IterableDataset):
                 numbers, size = self.schedule.micro_batch(index)
                 yield self._batch(numbers, size, fetch)
         except EAMError as error:  # its text would drown in the traceback that DataLoader wraps around
-            yield error
+            while True:  # a worker that came to its end would hold up the loader's shutdown for seconds
+                yield error
 
     def _batch(self, numbers: range, size: int, fetch: _Fetch) -> Batch:
         config, seeds = self.config, [sample_seed(self.schedule.seed, number) for number in numbers]
