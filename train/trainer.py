@@ -67,14 +67,17 @@ class Trainer:
         self.task, self.loop, self.config, self.folder = task, loop, config, RunFolder(run_dir)
         unused = DistributedDataParallelKwargs(find_unused_parameters=task.batches_may_leave_parts_unused)
         self.accelerator = Accelerator(mixed_precision=loop.precision, kwargs_handlers=[unused])
-        self.data = TrainingData(
-            data,
-            seed=loop.seed,
-            batch_size=loop.batch_size,
-            accumulation=loop.accumulation,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
+        try:
+            self.data = TrainingData(
+                data,
+                seed=loop.seed,
+                batch_size=loop.batch_size,
+                accumulation=loop.accumulation,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+            )
+        except ValueError as error:  # how many processes there are, no config could know before
+            raise EAMError(str(error)) from error
         trained = [p for p in task.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=loop.lr, betas=(loop.beta1, loop.beta2), weight_decay=loop.weight_decay, fused=True

@@ -33,7 +33,13 @@ class Guest(Protocol):
     `state` is what it carries from block to block; it can be set, so that a block can be computed again.
     """
 
-    state: tuple[Tensor, ...]
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """What is carried to the next block."""
+        ...
+
+    @state.setter
+    def state(self, value: tuple[Tensor, ...]) -> None: ...
 
     def run_block(self, index: int, img: Tensor, txt: Tensor, vec: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Run block `index` on img [B, N, D], txt [B, T, D] and vec [B, D]; call `block` as the host would."""

@@ -48,7 +48,10 @@ def digests(folder: Path) -> dict[str, str]:
 def test_shards_hold_crops_with_captions_and_the_list_says_what_is_missing(folder, tmp_path):
     paths = prepare(settings(folder), tmp_path, num_workers=1)
     assert [path.name for path in paths] == ["00000.tar", "00001.tar", "00002.tar", "00003.tar"]
-    names = [name for path in paths for name in tarfile.open(path).getnames() if name != "__skipped__"]
+    names = []
+    for path in paths:
+        with tarfile.open(path) as archive:
+            names += [name for name in archive.getnames() if name != "__skipped__"]
     expected = {f"{folder.name}/{n}-crop{i:02d}.{kind}" for n in range(8) for i in (0, 1) for kind in ("jpg", "sa.txt")}
     assert set(names) == expected and len(names) == len(expected)
     skipped = (tmp_path / "skipped.txt").read_text().splitlines()

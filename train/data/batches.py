@@ -106,8 +106,7 @@ class MicroBatches(IterableDataset):
                 numbers, size = self.schedule.micro_batch(index)
                 yield self._batch(numbers, size, fetch)
         except EAMError as error:  # its text would drown in the traceback that DataLoader wraps around
-            while True:  # a worker that came to its end would hold up the loader's shutdown for seconds
-                yield error
+            yield error
 
     def _batch(self, numbers: range, size: int, fetch: _Fetch) -> Batch:
         config, seeds = self.config, [sample_seed(self.schedule.seed, number) for number in numbers]

@@ -118,6 +118,7 @@ class TrainingData:
                     "the training process itself."
                 ) from error
             if isinstance(item, EAMError):
+                del iterator  # ends the workers now; left to the garbage collector, that takes seconds
                 raise item
             yield item
 
