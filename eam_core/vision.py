@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, EAMError
 from .model.image_prompt import ImagePrompt
 from .sd3 import _load, _package
 
@@ -40,6 +40,22 @@ def to_pixels(images: Tensor, size: int) -> Tensor:
     return (images - mean) / std
 
 
+def transformers_class(name: str) -> Any:
+    """Return a class of transformers, which imports what the class needs only when it is asked for.
+
+    Raises:
+        EAMError: transformers, or a package that it builds on, cannot be imported.
+    """
+    package = _package("transformers")
+    try:
+        return getattr(package, name)
+    except ImportError as error:
+        raise EAMError(
+            f"expected a transformers with {name}, but it cannot be imported ({error}); "
+            "run pip install comfyui-eam[sd3], and see that torchvision fits torch"
+        ) from error
+
+
 def load_tower(folder: str | Path, *, projected: bool = False) -> Any:
     """Load a CLIP vision tower in float32 on the CPU; nothing is downloaded or unpickled.
 
@@ -51,11 +67,10 @@ def load_tower(folder: str | Path, *, projected: bool = False) -> Any:
         Transformers' module.
 
     Raises:
-        EAMError: transformers is not installed.
+        EAMError: transformers cannot be imported.
         CheckpointError: the folder holds something else.
     """
-    transformers = _package("transformers")
-    kind = transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel
+    kind = transformers_class("CLIPVisionModelWithProjection" if projected else "CLIPVisionModel")
     options = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32}
     what = "a CLIP vision tower"
     tower, report = _load(kind, Path(folder), what, **options, output_loading_info=True)

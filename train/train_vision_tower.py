@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from eam_core.degradation import PRESETS, degrade
-from eam_core.sd3 import _package
-from eam_core.vision import CLIP_MEAN, CLIP_STD, load_tower, to_pixels
+from eam_core.vision import CLIP_MEAN, CLIP_STD, load_tower, to_pixels, transformers_class
 from train.config import LoopConfig
 from train.data import Batch, DataConfig, TrainingData
 from train.options import parse_config, run_script
@@ -176,13 +175,12 @@ def save_tower(
 
 
 def _random_tower(seed: int) -> Any:
-    transformers = _package("transformers")
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8, "projection_dim": 16}
-    config = transformers.CLIPVisionConfig(**sizes, hidden_act="gelu")
+    config = transformers_class("CLIPVisionConfig")(**sizes, hidden_act="gelu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return transformers.CLIPVisionModelWithProjection(config)
+        return transformers_class("CLIPVisionModelWithProjection")(config)
 
 
 def train_vision_tower(config: VisionTowerConfig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eam_core import vision
+import eam_core.sd3
 from eam_core.checkpoint import IMAGE_PROMPT_PREFIX, save_weights
 from eam_core.cli import main
 from eam_core.errors import CheckpointError, EAMError
@@ -115,14 +115,22 @@ def test_folders_that_hold_no_tower(transformers, folder, tmp_path):
 
 
 def test_transformers_missing(monkeypatch, folder):
-    import eam_core.sd3
-
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(eam_core.sd3, "import_module", missing)
     with pytest.raises(EAMError, match="expected the package transformers"):
-        vision.VisionTower(folder)
+        VisionTower(folder)
+
+
+def test_transformers_that_trips_over_another_package(monkeypatch, folder):
+    class Broken:
+        def __getattr__(self, name):
+            raise ModuleNotFoundError(f"Could not import module {name!r}")
+
+    monkeypatch.setattr(eam_core.sd3, "import_module", lambda name: Broken())
+    with pytest.raises(EAMError, match="expected a transformers with CLIPVisionModel, but it cannot be imported"):
+        VisionTower(folder)
 
 
 def test_restored_picture_follows_the_image_prompt_in_every_tile(paths, folder, recwarn):

@@ -18,6 +18,7 @@ from eam_core.errors import ImageError
 from train import prepare_data
 from train.data import DataConfig, DataError, TrainingData, sources
 from train.data.grid import detailed_crops
+from train.options import run_script
 from train.prepare_data import PrepareConfig, prepare
 
 
@@ -139,16 +140,25 @@ def test_the_most_detailed_places_are_chosen_without_overlap():
         detailed_crops(pixels, "p", size=32, most=1, min_detail=1000)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "train.prepare_data", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["prepare_data", *map(str, arguments)])
+    try:
+        run_script(prepare_data.main)
+    except SystemExit as stop:
+        return int(str(stop.code))
+    return 0
 
 
-def test_the_command_line_makes_shards_and_says_mistakes_in_one_sentence(folder, tmp_path):
-    done = run(folder, "--out", tmp_path / "out", "--crop-size", 32, "--shard-size", 6, "--num-workers", 1)
-    assert done.returncode == 0 and "2 shards in" in done.stderr and "11/11" in done.stderr
-    assert (tmp_path / "out/00001.tar").exists()
-    wrong = run(tmp_path / "none", "--out", tmp_path / "out")
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "found none at" in wrong.stderr
-    wrong = run(folder, "--out", tmp_path / "out", "--quality", 0)
-    assert wrong.returncode == 2 and "expected a quality from 1 to 100, got 0" in wrong.stderr
+def test_the_command_line_makes_shards_and_says_mistakes_in_one_sentence(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    made = run(monkeypatch, folder, "--out", out, "--crop-size", 32, "--shard-size", 6, "--num-workers", 1)
+    assert made == 0 and (out / "00001.tar").exists()
+    shown = capsys.readouterr().err
+    assert "11/11" in shown and "2 shards in" in shown
+    for arguments, sentence in (
+        ((tmp_path / "none", "--out", out), "found none at"),
+        ((folder, "--out", out / "prepare.json/under"), "expected to write it, could not (Not a directory)"),
+        ((folder, "--out", out, "--quality", 0), "expected a quality from 1 to 100, got 0"),
+    ):
+        assert run(monkeypatch, *arguments) == 2
+        assert sentence in capsys.readouterr().err
