@@ -1,4 +1,4 @@
-"""Repeat an ablation of the paper (EAM Tables 2 to 5) at a chosen size: train every arm with several seeds and score it.
+"""Repeat an ablation of the paper (EAM Tables 2 to 5) at a chosen size: train every arm with several seeds, and score.
 
 python -m train.ablate 4 --size tiny --seeds 0 1 2 --steps 400 --data data/photos --out docs/results
 

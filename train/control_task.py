@@ -18,6 +18,7 @@ from eam_core.model.mmdit import MMDiT
 from eam_core.model.psi_dit import PsiDiT
 from eam_core.model.recompute import RecomputedGuest
 from eam_core.sampling import initial_latents
+from eam_core.vision import to_pixels
 from train.config import LoopConfig
 from train.data import Batch, DataConfig, TrainingData
 from train.objective import ObjectiveConfig, draw, losses, sample_noise
@@ -89,7 +90,7 @@ class ControlObjective(nn.Module):
         """Join the networks of a run; only control and image prompt are trained."""
         super().__init__()
         self.config, self.text, self.autoencoder = config, parts.text, parts.autoencoder
-        self.model, self.tower = parts.model, parts.tower
+        self.model, self.tower = parts.model, parts.tower.model if parts.tower else None
         self.model.control.requires_grad_(True)
         # By this name accelerate looks for what FSDP shards one by one.
         self._no_split_modules = sorted({type(m).__name__ for m in self.model.modules()} & SHARDED)
@@ -139,7 +140,10 @@ class ControlObjective(nn.Module):
     @torch.no_grad()
     def image_tokens(self, pairs: Pairs) -> Tensor | None:
         """Return what the vision tower sees in the LR pictures; None without one."""
-        return None if self.tower is None else self.tower.encode(pairs.lr)
+        if self.tower is None:
+            return None
+        pixels = to_pixels(pairs.lr, self.tower.config.image_size)
+        return self.tower(pixels.to(self.tower.dtype)).last_hidden_state.float()
 
     def _keep(self, seeds: Tensor, lr_latents: Tensor, step: int) -> tuple[Tensor | None, float]:
         """Draw the LR tokens that stay in this step, and the ratio of those that do not."""

@@ -1,4 +1,4 @@
-"""Run train_psi_dit with FSDP2 on the CPU: accelerate offers FSDP on accelerators only, torch's own runs over gloo too."""
+"""Run train_psi_dit with FSDP2 over gloo: accelerate offers FSDP on accelerators only, torch knows no such limit."""
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType

@@ -121,7 +121,7 @@ def test_all_checkpoints_damaged_is_one_sentence(parts, tmp_path):
     train_here(parts, tmp_path)
     for file in (tmp_path / "checkpoints").glob("*.safetensors"):
         os.truncate(file, 10)
-    with pytest.raises(EAMError, match="expected a whole checkpoint in .*, found 2 damaged; delete them"):
+    with pytest.raises(EAMError, match=r"expected a whole checkpoint in .*, found 2 damaged; delete them"):
         train_here(parts, tmp_path)
 
 

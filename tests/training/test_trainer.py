@@ -1,8 +1,9 @@
-"""The trainer on the debug recipe: what it writes, what it optimises, and that options which save memory change nothing."""
+"""The trainer on the debug recipe: what it writes, what it optimises, and what must change nothing."""
 
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from eam_core.checkpoint import build_control, check_pair, mmdit_params, read_metadata, read_weights
+from eam_core.checkpoint import build_control, build_image_prompt, check_pair, mmdit_params, read_metadata, read_weights
 from eam_core.errors import EAMError
+from train import train_vision_tower
 from train.control_task import ControlConfig, ControlTask
 from train.options import parse_config
 from train.recipes import RECIPES
@@ -161,6 +163,42 @@ def test_gradient_checkpointing_changes_nothing(parts, tmp_path, family):
 def test_every_choice_trains_to_a_file_that_loads(parts, tmp_path, options):
     trained(parts, tmp_path, *options)
     build_control(read_weights(tmp_path / "control.safetensors"), "control")
+
+
+@pytest.fixture(scope="module")
+def tower(parts, tmp_path_factory) -> Path:
+    """A tiny random vision tower, tuned by the debug recipe of the first stage."""
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+    from comfy_launch import define_missing_operators
+
+    define_missing_operators()
+    folder = tmp_path_factory.mktemp("tower")
+    data = dataclasses.replace(train_vision_tower.debug().data, data=(str(parts.photos),))
+    config = dataclasses.replace(train_vision_tower.debug(), data=data, run_dir=str(folder))
+    train_vision_tower.train_vision_tower(config)
+    return folder / "tower"
+
+
+@pytest.mark.parametrize("options", [("--tala", "sigma"), ("--tala", "none"), ("--family", "controlnet")], ids=" ".join)
+def test_the_image_prompt_trains_with_and_without_tala_and_beside_any_control(parts, tower, tmp_path, options):
+    tensors = trained(parts, tmp_path, "--image-encoder", str(tower), *options)
+    moved = [
+        n
+        for n in tensors
+        if n.startswith("model.model.image_prompt.") and tensors[n.replace("model", "exp_avg", 1)].any()
+    ]
+    assert any("to_out_ip" in name for name in moved) and any("projector" in name for name in moved)
+    state = read_weights(tmp_path / "control.safetensors")
+    prompt = build_image_prompt(state, "control")
+    assert prompt is not None and prompt.params.image_size == 64
+    again = trained(
+        parts, tmp_path / "again", "--image-encoder", str(tower), *options, "--gradient-checkpointing", "on"
+    )
+    assert_close(tensors, again, 1e-6)
+
+
+def test_without_a_vision_tower_there_is_no_image_prompt(run_dir):
+    assert build_image_prompt(read_weights(run_dir / "control.safetensors"), "control") is None
 
 
 def test_given_weights_are_continued(parts, run_dir, tmp_path):
