@@ -32,6 +32,7 @@ from train.objective import sample_noise
 from train.options import run_script
 from train.pairs import make_pairs
 from train.recipes import RECIPES
+from train.run_folder import write_text
 from train.train_psi_dit import train_control
 
 # Number of Euler steps and where they start: as the embedded default is used, and from pure noise.
@@ -51,6 +52,11 @@ class Run:
         """The run's folder."""
         return Path(self.config.run_dir)
 
+    @property
+    def scores(self) -> Path:
+        """Where its scores lie; the same weights may be tested with several kinds of captions."""
+        return self.folder / f"scores-{self.arm.test_captions or self.config.data.captions}.json"
+
 
 def plan(table: Table, base: ControlConfig, seeds: list[int], mask_share: float, run_dir: str) -> list[Run]:
     """List the runs of a table; equal settings share a folder."""
@@ -64,14 +70,15 @@ def plan(table: Table, base: ControlConfig, seeds: list[int], mask_share: float,
     return runs
 
 
-def execute(run: Run, count: int, threads: int) -> Path:
+def execute(run: Run, count: int, threads: int | None = None) -> Path:
     """Train and score one run, as far as that is not done; returns the file with its scores."""
-    torch.set_num_threads(threads)
-    scores = run.folder / f"scores-{run.arm.test_captions or run.config.data.captions}.json"
+    if threads:
+        torch.set_num_threads(threads)
+    scores = run.scores
     if not (run.folder / "summary.json").exists():
         train_control(run.config)
     if not scores.exists():
-        scores.write_text(json.dumps(score(run, count), indent=2) + "\n")
+        write_text(scores, json.dumps(score(run, count), indent=2) + "\n")
     return scores
 
 
@@ -116,7 +123,12 @@ def _distance() -> Any:
 
 
 def _execute_all(runs: list[Run], jobs: int, count: int) -> None:
-    unique = list({run.folder: run for run in runs}.values())
+    unique = list({(run.folder, run.arm.test_captions): run for run in runs}.values())
+    if jobs == 1:
+        for number, run in enumerate(unique):
+            print(f"run {number + 1} of {len(unique)}: {run.arm.name}, seed {run.seed}", file=sys.stderr)
+            execute(run, count)
+        return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ["TQDM_DISABLE"] = "1"  # one bar for all runs instead of one each
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:

@@ -14,7 +14,7 @@ class Arm:
     Attributes:
         name: as the table prints it.
         parts, data: fields of these nested configs that differ from the recipe.
-        mask: strategy of the masked steps; None trains without masks.
+        mask: of the masked steps; None leaves the recipe's.
         test_captions: kind of caption used when scoring, where it is not that of training.
     """
 
@@ -67,7 +67,7 @@ TABLES = {
             title="Masks of the LR tokens, then fine-tuning without masks",
             claim="Masked training beats none, high ratios beat low ones, and progressive masks (PMS) are best.",
             arms=(
-                Arm(name="no mask"),
+                Arm(name="no mask", mask=MaskConfig(strategy="none")),
                 *(Arm(name=f"fixed {r:.2f}", mask=MaskConfig(strategy="fixed", ratio=r)) for r in (0.5, 0.75, 0.85)),
                 Arm(name="random 0.75-1.00", mask=MaskConfig(strategy="random")),
                 Arm(name="PMS", mask=MaskConfig(strategy="pms")),
@@ -104,7 +104,8 @@ def arm_config(base: ControlConfig, arm: Arm, *, seed: int, mask_share: float) -
     """
     objective = base.objective
     if arm.mask:
-        objective = dataclasses.replace(objective, mask=arm.mask, masked_steps=round(mask_share * base.loop.steps))
+        masked_steps = 0 if arm.mask.strategy == "none" else round(mask_share * base.loop.steps)
+        objective = dataclasses.replace(objective, mask=arm.mask, masked_steps=masked_steps)
     return dataclasses.replace(
         base,
         parts=dataclasses.replace(base.parts, **arm.parts),

@@ -82,8 +82,7 @@ def write_report(table: Table, runs: "Sequence[Run]", base: ControlConfig, folde
 
 
 def _mean_scores(run: "Run") -> dict[str, float]:
-    file = run.folder / f"scores-{run.arm.test_captions or run.config.data.captions}.json"
-    return {name: sum(values) / len(values) for name, values in json.loads(file.read_text()).items()}
+    return {name: sum(values) / len(values) for name, values in json.loads(run.scores.read_text()).items()}
 
 
 def _summary(run: "Run") -> dict:

@@ -91,6 +91,7 @@ class ControlObjective(nn.Module):
         super().__init__()
         self.config, self.text, self.autoencoder = config, parts.text, parts.autoencoder
         self.model, self.tower = parts.model, parts.tower.model if parts.tower else None
+        self.null = parts.text.null()
         self.model.control.requires_grad_(True)
         # By this name accelerate looks for what FSDP shards one by one.
         self._no_split_modules = sorted({type(m).__name__ for m in self.model.modules()} & SHARDED)
@@ -129,11 +130,11 @@ class ControlObjective(nn.Module):
     def texts(self, captions: list[str], drop: Tensor) -> TrainingText:
         """Return context and pooled vectors; samples marked in `drop` [B] get those of no text."""
         device = drop.device
-        read, null = self.text.read(captions), self.text.null()
+        read = self.text.read(captions)
         shape = [(-1, 1, 1), (-1, 1)]
         context, pooled = (
             torch.where(drop.view(view), empty.to(device), given.to(device))
-            for view, given, empty in zip(shape, read, null)
+            for view, given, empty in zip(shape, read, self.null)
         )
         return context, pooled
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from eam_core.checkpoint import build_control, build_image_prompt, check_pair, mmdit_params, read_metadata, read_weights
+from eam_core.denoiser import Text
 from eam_core.errors import EAMError
 from train import train_vision_tower
 from train.control_task import ControlConfig, ControlTask
 from train.options import parse_config
 from train.recipes import RECIPES
+from train.text_cache import TextCache
 from train.train_psi_dit import train_control
 
 
@@ -199,6 +202,42 @@ def test_the_image_prompt_trains_with_and_without_tala_and_beside_any_control(pa
 
 def test_without_a_vision_tower_there_is_no_image_prompt(run_dir):
     assert build_image_prompt(read_weights(run_dir / "control.safetensors"), "control") is None
+
+
+@pytest.fixture(scope="module")
+def captioned(parts, tmp_path_factory) -> tuple[list[str], Path]:
+    """Options that train with text: pictures with captions, and random embeddings of these and of none."""
+    root = tmp_path_factory.mktemp("captioned")
+    shutil.copytree(parts.photos, root / "photos")
+    cache = TextCache.create(root / "cache", "random")
+    generator = torch.Generator().manual_seed(0)
+    for name in ["", *(path.stem for path in parts.photos.iterdir())]:
+        if name:
+            (root / "photos" / f"{name}.sa.txt").write_text(f"picture {name}")
+        text = Text(torch.randn(1, 5, 64, generator=generator), torch.randn(1, 64, generator=generator))
+        cache.write(f"picture {name}" if name else "", text)
+    options = ["--data", str(root / "photos"), "--captions", "sa", "--text-cache", str(cache.folder)]
+    return options, root
+
+
+def test_text_reaches_the_network_and_is_dropped_when_asked(parts, captioned, tmp_path):
+    options, _ = captioned
+    losses = {}
+    for share in ("0", "1"):
+        trained(parts, tmp_path / share, *options, "--null-text", share, "--steps", "2", "--lr", "0")
+        losses[share] = log_of(tmp_path / share)[0]["loss"]
+    trained(parts, tmp_path / "none", "--steps", "2", "--lr", "0")
+    assert len({losses["0"], losses["1"], log_of(tmp_path / "none")[0]["loss"]}) == 3
+
+
+def test_a_caption_without_embedding_is_one_sentence(parts, captioned, tmp_path):
+    options, root = captioned
+    photos = tmp_path / "photos"
+    shutil.copytree(root / "photos", photos)
+    for file in photos.glob("*.sa.txt"):
+        file.write_text("something else")
+    with pytest.raises(EAMError, match=r"expected the embedding of the caption 'something else' in .* found none; run"):
+        trained(parts, tmp_path / "run", *options, "--data", str(photos))
 
 
 def test_given_weights_are_continued(parts, run_dir, tmp_path):
