@@ -20,7 +20,7 @@ from eam_core.model.recompute import RecomputedGuest
 from eam_core.sampling import initial_latents
 from eam_core.vision import to_pixels
 from train.config import LoopConfig
-from train.data import Batch, DataConfig, TrainingData
+from train.data import Batch, DataConfig
 from train.objective import ObjectiveConfig, draw, losses, sample_noise
 from train.pairs import PairConfig, Pairs, make_pairs, psnr
 from train.parts import Parts, PartsConfig, TrainingText, load_parts
@@ -207,16 +207,15 @@ class ControlTask:
                 f"expected an EAM autoencoder for the picture loss, got {config.parts.autoencoder}; use --loss velocity"
             )
         self.config, self.name = config, config.recipe
+        self.val_count, self.val_size = config.val_count, config.val_size
         self.module = ControlObjective(parts, config)
 
     @torch.no_grad()
-    def validate(self, data: TrainingData) -> Validation:
+    def validate(self, batch: Batch) -> Validation:
         """Sample held-out pictures: PSNR per degradation, and strips of LR, restored and HR."""
         config, module = self.config, self.module
-        batch = data.held_out_batch(config.val_count, config.val_size)
-        device = next(module.model.control.parameters()).device
-        hr = batch.hr.to(device).float() / 255
-        text = module.texts(batch.captions, torch.zeros(len(hr), dtype=torch.bool, device=device))
+        hr = batch.hr.float() / 255
+        text = module.texts(batch.captions, torch.zeros(len(hr), dtype=torch.bool, device=hr.device))
         scores, pictures = {}, {}
         for preset in config.pairs.presets:
             fixed = dataclasses.replace(config.pairs, presets=(preset,), preset_weights=(1.0,))

@@ -102,15 +102,14 @@ class AutoencoderTask:
 
     def __init__(self, config: AutoencoderConfig, autoencoder: PatchAutoencoder, phase: Phase):
         """Take the autoencoder as the phase before left it."""
-        self.config, self.name = config, f"autoencoder ({phase})"
+        self.name, self.val_count, self.val_size = f"autoencoder ({phase})", VAL_COUNT, config.data.crop_sizes[0]
         self.module = AutoencoderObjective(autoencoder.to(memory_format=torch.channels_last), phase)
 
     @torch.no_grad()
-    def validate(self, data: TrainingData) -> Validation:
+    def validate(self, batch: Batch) -> Validation:
         """Return PSNR on held-out pictures, of the whole decoder and of its linear part."""
         autoencoder = self.module.autoencoder
-        hr = data.held_out_batch(VAL_COUNT, self.config.data.crop_sizes[0]).hr
-        images = hr.to(autoencoder.encoder.weight.device).float() / 127.5 - 1
+        images = batch.hr.float() / 127.5 - 1
         raw = autoencoder.encode(images)
         decoded, linear = autoencoder.decode(raw), autoencoder.decoder.synthesize(raw)
         return Validation({"psnr": psnr(decoded, images), "psnr_linear": psnr(linear, images)}, {})

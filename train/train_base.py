@@ -20,7 +20,7 @@ from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.presets import EMBEDDED, NUM_NULL_TOKENS
 from train.config import LoopConfig
 from train.control_task import random_positions
-from train.data import Batch, DataConfig, TrainingData
+from train.data import Batch, DataConfig
 from train.objective import sample_noise
 from train.options import parse_config, run_script
 from train.parts import NoText
@@ -141,15 +141,13 @@ class BaseTask:
         autoencoder = build_autoencoder(read_weights(config.autoencoder), config.autoencoder)
         base = MMDiT(config.params)
         init_base(base)
-        self.config, self.module = config, BaseObjective(base, autoencoder, config.loop.seed)
+        self.val_count, self.val_size = VAL_COUNT, config.data.crop_sizes[0]
+        self.module = BaseObjective(base, autoencoder, config.loop.seed)
 
     @torch.no_grad()
-    def validate(self, data: TrainingData) -> Validation:
+    def validate(self, batch: Batch) -> Validation:
         """Return the loss on held-out pictures, with fixed times and noise."""
-        batch = data.held_out_batch(VAL_COUNT, self.config.data.crop_sizes[0])
-        hr = batch.hr.to(next(self.module.parameters()).device)
-        loss = self.module(dataclasses.replace(batch, hr=hr), 0)["loss"]
-        return Validation({"loss": loss.mean().item()}, {})
+        return Validation({"loss": self.module(batch, 0)["loss"].mean().item()}, {})
 
     def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
         """Write base.safetensors, marked as trained without text."""

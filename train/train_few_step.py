@@ -24,7 +24,7 @@ from eam_core.flow import schedule
 from eam_core.model.autoencoder import PatchAutoencoder, unscale_latents
 from train.config import LoopConfig
 from train.control_task import random_positions, sample, strips
-from train.data import Batch, DataConfig, TrainingData
+from train.data import Batch, DataConfig
 from train.metrics import perceptual_metric
 from train.objective import sample_noise
 from train.options import parse_config, run_script
@@ -131,16 +131,15 @@ class FewStepTask:
 
     def __init__(self, config: FewStepConfig):
         """Load the networks and the metrics."""
-        self.config = config
+        self.config, self.val_count, self.val_size = config, VAL_COUNT, config.data.crop_sizes[0]
         self.module = FewStepObjective(load_parts(config.parts), config)
         self.score = perceptual_metric("stlpips") if config.perceptual_weight else None
 
     @torch.no_grad()
-    def validate(self, data: TrainingData) -> Validation:
+    def validate(self, batch: Batch) -> Validation:
         """Sample held-out pictures with the most steps: PSNR and ST-LPIPS (AlexNet) per degradation."""
         config, module = self.config, self.module
-        batch = data.held_out_batch(VAL_COUNT, config.data.crop_sizes[0])
-        hr = batch.hr.to(next(module.model.control.parameters()).device).float() / 255
+        hr = batch.hr.float() / 255
         scores, pictures = {}, {}
         for preset in config.pairs.presets:
             fixed = dataclasses.replace(config.pairs, presets=(preset,), preset_weights=(1.0,))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from eam_core.degradation import PRESETS, degrade
 from eam_core.vision import CLIP_MEAN, CLIP_STD, load_tower, to_pixels, transformers_class
 from train.config import LoopConfig
-from train.data import Batch, DataConfig, TrainingData
+from train.data import Batch, DataConfig
 from train.options import parse_config, run_script
 from train.pairs import PairConfig
 from train.seeding import generator
@@ -111,19 +111,15 @@ class VisionTowerTask:
 
     def __init__(self, config: VisionTowerConfig):
         """Load the tower."""
-        self.config = config
+        self.val_count, self.val_size = config.val_count, config.data.crop_sizes[0]
         tower = load_tower(config.tower, projected=True) if config.tower else _random_tower(config.loop.seed)
         self.module = VisionTowerObjective(tower, config.pairs)
         self.unread = {k: v.clone() for k, v in tower.state_dict().items() if k.startswith(UNREAD)}
 
     @torch.no_grad()
-    def validate(self, data: TrainingData) -> Validation:
+    def validate(self, batch: Batch) -> Validation:
         """Return the distance on held-out pictures, and that of the tower as it was before."""
-        batch = data.held_out_batch(self.config.val_count, self.config.data.crop_sizes[0])
-        if not len(batch.hr):
-            return Validation({}, {})
-        device = next(self.module.student.parameters()).device
-        hr, lr = self.module.pixels(batch.hr.to(device), batch.seeds)
+        hr, lr = self.module.pixels(batch.hr, batch.seeds)
         towers = {"mse": self.module.student, "mse_untuned": self.module.teacher}
         return Validation({name: self.module.distance(t, lr, hr).mean().item() for name, t in towers.items()}, {})
 

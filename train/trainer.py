@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from eam_core.errors import EAMError
 from train.config import LoopConfig
-from train.data import Batch, DataConfig, TrainingData
+from train.data import Batch, DataConfig, DataError, TrainingData
 from train.run_folder import RunFolder, write_text
 from train.totals import Totals
 
@@ -49,9 +49,11 @@ class Task(Protocol):
     name: str
     module: nn.Module
     batches_may_leave_parts_unused: bool
+    val_count: int  # held-out pictures that are validated
+    val_size: int  # their size in pixels
 
-    def validate(self, data: TrainingData) -> Validation:
-        """Score the module, whose trained weights are the averaged ones during this call."""
+    def validate(self, batch: Batch) -> Validation:
+        """Score the module on held-out pictures; its trained weights are the averaged ones during this call."""
         ...
 
     def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
@@ -114,7 +116,12 @@ class Trainer:
         with _noting_signals(self), self.progress:
             batches = self.data.batches(start)
             for step in range(start, self.loop.steps):
-                self._step(step, batches)
+                try:
+                    self._step(step, batches)
+                except DataError:
+                    if self.stopped_by:  # whoever asked us to stop has stopped the data workers too
+                        self._stop(step)
+                    raise
                 self._after_step(step + 1)
         if start == self.loop.steps:
             self._validate(start)
@@ -130,8 +137,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         done: list[tuple[Batch, Mapping[str, Tensor]]] = []
         for index in range(self.loop.accumulation):
-            batch = next(batches)
-            batch = dataclasses.replace(batch, hr=batch.hr.to(self.accelerator.device, non_blocking=True))
+            batch = self._on_device(next(batches))
             last = index == self.loop.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
                 out = self.module(batch, step)
@@ -174,13 +180,21 @@ class Trainer:
             self._log(done, {**self.totals.take(self.accelerator), "images_per_second": round(speed, 2)})
         stop = torch.tensor(float(self.stopped_by or 0), device=self.accelerator.device)
         stopped = int(self.accelerator.reduce(stop, "sum").item()) > 0
-        if done % loop.save_every == 0 or last or stopped:
+        if done % loop.save_every == 0 or last:
             self._save(done)
         if last or (loop.validate_every and done % loop.validate_every == 0):
             self._validate(done)
         if stopped and not last:
-            self.accelerator.print(f"stopped by a signal; step {done} is saved, the same command goes on from there")
-            sys.exit(EXIT_STOPPED)
+            self._stop(done)
+
+    def _stop(self, done: int) -> NoReturn:
+        """Save and leave, as a signal asked."""
+        self._save(done)
+        self.accelerator.print(f"stopped by a signal; step {done} is saved, the same command goes on from there")
+        sys.exit(EXIT_STOPPED)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return dataclasses.replace(batch, hr=batch.hr.to(self.accelerator.device, non_blocking=True))
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         if not self.writer:
@@ -247,16 +261,18 @@ class Trainer:
 
     def _validate(self, step: int) -> None:
         """Score the averaged weights; write the summary at the end of the run."""
+        batch = self._on_device(self.data.held_out_batch(self.task.val_count, self.task.val_size))
         self.module.eval()
         with self._averaged_weights(), _whole(self.module), self.accelerator.autocast():
-            validation = self.task.validate(self.data)
+            validation = self.task.validate(batch) if len(batch.hr) else Validation({}, {})
         scores = {f"validation/{name}": value for name, value in validation.scores.items()}
         self._log(step, scores)
         if not self.writer:
             return
         for name, picture in validation.pictures.items():
             self.writer.add_image(f"validation/{name}", picture.clamp(0, 1), step)
-        tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in validation.scores.items()))
+        told = ", ".join(f"{name} {value:.4g}" for name, value in validation.scores.items())
+        tqdm.write(f"step {step}: {told or 'no picture is held out for validation; see --held-out'}")
         if step == self.loop.steps:
             self._write_summary(validation)
 
