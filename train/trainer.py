@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from train.config import LoopConfig
 from train.data import Batch, DataConfig, DataError, TrainingData
 from train.run_folder import RunFolder, write_text
 from train.totals import Totals
+from train.training_state import TrainingState
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 
@@ -86,8 +87,7 @@ class Trainer:
         )
         self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
         named = self.accelerator.unwrap_model(self.module).named_parameters()
-        self.trained: dict[str, nn.Parameter] = {name: p for name, p in named if p.requires_grad}
-        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.state = TrainingState({name: p for name, p in named if p.requires_grad}, self.optimizer)
         self.stopped_by: int | None = None
         self.totals = Totals()
 
@@ -144,12 +144,9 @@ class Trainer:
                 self.accelerator.backward(out["loss"].mean() / self.loop.accumulation)
             done.append((batch, {name: value.detach() for name, value in out.items()}))
         self._check_finite(step, done)
-        norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.loop.clip)
+        norm = self.accelerator.clip_grad_norm_(self.state.trained.values(), self.loop.clip)
         self.optimizer.step()
-        decay = min(self.loop.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                self.average[name].lerp_(parameter, 1 - decay)
+        self.state.update_average(min(self.loop.ema, (1 + step) / (10 + step)))
         for _, out in done:
             self.totals.add(out)
         self.totals.add({"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
@@ -207,63 +204,27 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         """Write a checkpoint and export the averaged weights; all processes take part, one writes."""
-        state = self.optimizer.state
-        kinds = {"model": self.trained, "ema": self.average}
-        for kind in ("exp_avg", "exp_avg_sq"):
-            kinds[kind] = {name: state[p][kind] for name, p in self.trained.items()}
-        tensors = {f"{kind}.{name}": _full(value) for kind, part in kinds.items() for name, value in part.items()}
+        tensors = self.state.gather()
         if self.accelerator.is_main_process:
             self.folder.save(step, tensors, keep_last=self.loop.keep_last)
-            averaged = {name: tensors[f"ema.{name}"] for name in self.average}
+            averaged = {name: tensors[f"ema.{name}"] for name in self.state.average}
             self.exported = self.task.export(averaged, self.folder.path, {**self.config, "step": step})
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> int:
-        """Load the last checkpoint into model, average and optimiser; return the steps done."""
+        """Go back to the last checkpoint; return the steps done."""
         checkpoint = self.folder.load_last()
         if checkpoint is None:
             return 0
-        wanted = {f"{kind}.{name}" for kind in ("model", "ema", "exp_avg", "exp_avg_sq") for name in self.trained}
-        shapes = {f"model.{name}": p.shape for name, p in self.trained.items()}
-        differ = sorted(wanted ^ checkpoint.tensors.keys()) or [
-            name for name, shape in shapes.items() if checkpoint.tensors[name].shape != shape
-        ]
-        if differ:
-            raise EAMError(
-                f"expected the checkpoint in {self.folder.checkpoints} to hold this run's {len(self.trained)} trained "
-                f"tensors, but {len(differ)} differ, the first is {differ[0]}; it is of another architecture, "
-                "use another --run-dir"
-            )
-        with torch.no_grad():
-            for name, p in self.trained.items():
-                _assign(p, checkpoint.tensors[f"model.{name}"])
-                _assign(self.average[name], checkpoint.tensors[f"ema.{name}"])
-                moments = {}
-                for kind in ("exp_avg", "exp_avg_sq"):
-                    moments[kind] = torch.zeros_like(p)
-                    _assign(moments[kind], checkpoint.tensors[f"{kind}.{name}"])
-                self.optimizer.state[p] = {"step": torch.tensor(float(checkpoint.step), device=p.device), **moments}
+        self.state.load(checkpoint, str(self.folder.checkpoints))
         self.accelerator.print(f"going on from step {checkpoint.step} of {self.loop.steps}")
         return checkpoint.step
-
-    @contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        """Put the averaged weights into the module for a while."""
-        with torch.no_grad():
-            own = {name: p.detach().clone() for name, p in self.trained.items()}
-            for name, p in self.trained.items():
-                p.copy_(self.average[name])
-            try:
-                yield
-            finally:
-                for name, p in self.trained.items():
-                    p.copy_(own[name])
 
     def _validate(self, step: int) -> None:
         """Score the averaged weights; write the summary at the end of the run."""
         batch = self._on_device(self.data.held_out_batch(self.task.val_count, self.task.val_size))
         self.module.eval()
-        with self._averaged_weights(), _whole(self.module), self.accelerator.autocast():
+        with self.state.averaged_weights(), _whole(self.module), self.accelerator.autocast():
             validation = self.task.validate(batch) if len(batch.hr) else Validation({}, {})
         scores = {f"validation/{name}": value for name, value in validation.scores.items()}
         self._log(step, scores)
@@ -288,24 +249,12 @@ class Trainer:
             "images_per_second": round(steps * self.loop.batch_size / seconds, 2),
             "validation": validation.scores,
             "exported": [path.name for path in getattr(self, "exported", [])],
-            "trained_parameters": sum(value.numel() for value in self.average.values()),
+            "trained_parameters": sum(value.numel() for value in self.state.average.values()),
             "processes": self.accelerator.num_processes,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "torch": torch.__version__,
         }
         write_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def _full(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-
-
-def _assign(target: Tensor, full: Tensor) -> None:
-    full = full.to(target.device)
-    target.copy_(
-        distribute_tensor(full, target.device_mesh, target.placements) if isinstance(target, DTensor) else full
-    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ run = Trainer.run
 def run_sharded(self: Trainer):
     """Make sure that this process trains what it says."""
     assert self.accelerator.is_fsdp2
-    assert all(type(p).__name__ == "DTensor" for p in self.trained.values())
+    assert all(type(p).__name__ == "DTensor" for p in self.state.trained.values())
     return run(self)
 
 
