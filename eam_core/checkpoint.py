@@ -1,23 +1,16 @@
-"""Weight files: read safetensors safely, tell what they hold by keys and shapes, build the module, save whole.
+"""What weights hold, told by keys and shapes, and the modules built from them.
 
-Nothing here is ever unpickled. Sizes come from the tensors, never from a side file.
+Sizes come from the tensors, never from a side file.
 """
 
-import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import CheckpointError, DiskError
+from .errors import CheckpointError
 from .model.autoencoder import AutoencoderParams, PatchAutoencoder
 from .model.control import ControlParams, ControlStream
 from .model.controlnet import ControlNet, ControlNetParams
@@ -47,84 +40,6 @@ _OTHER_KINDS = (
     ("text encoder weights", ("text_model.encoder.", "encoder.block.0.layer.")),
     ("autoencoder weights of another family", ("decoder.up.", "decoder.mid.", "taesd_decoder.", "decoder.up_blocks.")),
 )
-
-
-def read_weights(path: str | Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file.
-
-    Args:
-        path: the file.
-        device: where the tensors go; "meta" gives shapes and dtypes without reading the data.
-
-    Returns:
-        Tensors by key.
-
-    Raises:
-        CheckpointError: missing, a folder, pickled, damaged, truncated or not safetensors.
-    """
-    with _opened(Path(path), "cpu" if device == "meta" else device) as file:
-        if device == "meta":
-            return {key: _meta(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read the text metadata of a safetensors file ({} when it has none); raises like `read_weights`."""
-    with _opened(Path(path), "cpu") as file:
-        return dict(file.metadata() or {})
-
-
-@contextmanager
-def _opened(path: Path, device: str) -> Iterator[Any]:
-    _refuse_unreadable(path)
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"expected a whole safetensors file, but {path.name} is damaged or truncated ({error}); download it again"
-        ) from error
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-
-
-def _meta(tensor_slice: Any) -> Tensor:
-    dtype = _DTYPES.get(tensor_slice.get_dtype(), torch.float32)
-    return torch.empty(tensor_slice.get_shape(), dtype=dtype, device="meta")
-
-
-def _refuse_unreadable(path: Path) -> None:
-    try:
-        if not path.exists():
-            raise CheckpointError(f"expected a weight file at {path}, found none; check the name and the folder")
-        if path.is_dir():
-            raise CheckpointError(f"expected a .safetensors file, got the folder {path}; name the file inside it")
-        with path.open("rb") as file:
-            start, size = file.read(16), path.stat().st_size
-    except OSError as error:
-        raise CheckpointError(f"expected a readable weight file, got {path} ({error.strerror}); check it") from error
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
-        return  # asked first: the header size of a good file may look like a pickle's first bytes
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(
-            f"expected a safetensors file, but {path.name} is a pickle, which can run code when opened; "
-            "get the .safetensors version of these weights"
-        )
-    if start[:4] == b"GGUF":
-        raise CheckpointError(
-            f"expected a safetensors file, but {path.name} is GGUF; load it with a GGUF loader node and pass its MODEL"
-        )
-    raise CheckpointError(
-        f"expected a whole safetensors file, but {path.name} is truncated or something else; download it again"
-    )
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
@@ -288,38 +203,3 @@ def check_pair(base: MMDiTParams, control: FamilyParams | ImagePromptParams, sou
             f"expected control weights for this base (width {base.hidden_size} = {base.hidden_size // HEAD_DIM} heads, "
             f"{base.depth} blocks), but {source} was trained for another: {changed}; choose the base it was trained on"
         )
-
-
-def save_weights(
-    path: str | Path, state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None, **metadata: Any
-) -> None:
-    """Write a safetensors file that appears under its name only when it is whole.
-
-    Args:
-        path: target; its folder is made if missing.
-        state: tensors by key.
-        dtype: floating tensors are cast to it; unchanged when None.
-        metadata: values stored as JSON under the file's text metadata.
-
-    Raises:
-        DiskError: the disk is full or the folder cannot be written.
-    """
-    path = Path(path)
-    tensors = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-        for key, value in state.items()
-    }
-    # Dotted, so that no listing shows it; not the target's name, which may be as long as names can be.
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.touch(exist_ok=False)
-            mode = part.stat().st_mode
-            save_file(tensors, part, metadata={key: json.dumps(value) for key, value in metadata.items()})
-            part.chmod(mode)  # safetensors makes files that only their owner can read
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise DiskError(f"could not write {path} ({error}); free some space or choose another folder") from error

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import read_weights
 from .errors import CheckpointError
+from .weight_files import read_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _MARKS = {

@@ -10,15 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .checkpoint import (
-    build_autoencoder,
-    build_control,
-    build_image_prompt,
-    build_mmdit,
-    check_pair,
-    read_metadata,
-    read_weights,
-)
+from .checkpoint import build_autoencoder, build_control, build_image_prompt, build_mmdit, check_pair
 from .color import apply_color_fix
 from .denoiser import Progress, Text, TiledDenoiser
 from .diffusers_keys import read_transformer
@@ -34,6 +26,7 @@ from .restore_config import RestoreConfig
 from .sampling import get_sampler, initial_latents, make_noise
 from .tiling import tiled_map
 from .vision import VisionTower, fitting_tower
+from .weight_files import read_metadata, read_weights
 
 # Pixels; the autoencoder needs far less memory per pixel than the transformer, and its seams show sooner.
 AUTOENCODER_TILE, AUTOENCODER_OVERLAP = 1024, 128

@@ -1,12 +1,11 @@
 """SD3's autoencoder and text encoders for use without ComfyUI, run by diffusers and transformers.
 
-Both packages are extras and imported only here, when asked for. Local folders only; nothing is downloaded, unpickled
+Both packages are extras and imported only when asked for. Local folders only; nothing is downloaded, unpickled
 or run from a model's folder.
 """
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Text
-from .errors import CheckpointError, EAMError
+from .errors import CheckpointError
 from .model.autoencoder import SD3_SCALE, SD3_SHIFT
+from .pretrained import import_package, load_pretrained
 
 NUM_CLIP_TOKENS, NUM_T5_TOKENS = 77, 256
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -35,10 +35,10 @@ class SD3Autoencoder:
         """
         folder = Path(folder)
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
-        kind = _package("diffusers").AutoencoderKL
+        kind = import_package("diffusers").AutoencoderKL
         # Loading with little memory would want a further package, accelerate, for 0.3 GB of weights.
         options = _WEIGHTS | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        self.vae = _load(kind, folder, "SD3's autoencoder", **options)
+        self.vae = load_pretrained(kind, folder, "SD3's autoencoder", **options)
         self.vae = self.vae.to(device).eval().requires_grad_(False)
         got = (self.vae.config.scaling_factor, self.vae.config.shift_factor)
         if got != (SD3_SCALE, SD3_SHIFT):
@@ -72,7 +72,7 @@ class SD3TextEncoder:
         """
         self.folder, self.context_size, self.device = Path(folder), context_size, device
         self.dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.transformers = _package("transformers")
+        self.transformers = import_package("transformers")
         self.has_t5 = (self.folder / "text_encoder_3").is_dir()
         for suffix in ("", "_2", "_3") if self.has_t5 else ("", "_2"):
             for part in ("text_encoder", "tokenizer"):
@@ -145,14 +145,14 @@ class SD3TextEncoder:
 
     def _encoder(self, kind: Any, suffix: str) -> Any:
         def load(folder: Path) -> Any:
-            module = _load(kind, folder, "a text encoder", torch_dtype=self.dtype, **_WEIGHTS)
+            module = load_pretrained(kind, folder, "a text encoder", torch_dtype=self.dtype, **_WEIGHTS)
             return module.to(self.device).eval()
 
         return self._hold(f"text_encoder{suffix}", load)
 
     def _tokens(self, prompts: Sequence[str], suffix: str, length: int) -> Tensor:
         def load(folder: Path) -> Any:
-            return _load(self.transformers.AutoTokenizer, folder, "a tokenizer", **_LOCAL)
+            return load_pretrained(self.transformers.AutoTokenizer, folder, "a tokenizer", **_LOCAL)
 
         tokenizer = self._hold(f"tokenizer{suffix}", load)
         batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -170,25 +170,3 @@ class SD3TextEncoder:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _package(name: str) -> Any:
-    try:
-        return import_module(name)
-    # A package that does not fit its neighbours fails with whatever error its import trips over.
-    except Exception as error:
-        raise EAMError(
-            f"expected the package {name} for SD3's own parts, but it cannot be imported ({error}); "
-            "run pip install comfyui-eam[sd3]"
-        ) from error
-
-
-def _load(kind: Any, folder: Path, what: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(str(folder), **options)
-    # transformers and diffusers raise OSError, ValueError, KeyError, SafetensorError... for what is wrong in a folder.
-    except Exception as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"expected {what} in {folder}, but it cannot be loaded ({first_line}); download the folder again"
-        ) from error

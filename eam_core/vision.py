@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, EAMError
 from .model.image_prompt import ImagePrompt
-from .sd3 import _load, _package
+from .pretrained import import_package, load_pretrained
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -46,7 +46,7 @@ def transformers_class(name: str) -> Any:
     Raises:
         EAMError: transformers, or a package that it builds on, cannot be imported.
     """
-    package = _package("transformers")
+    package = import_package("transformers")
     try:
         return getattr(package, name)
     except ImportError as error:
@@ -73,7 +73,7 @@ def load_tower(folder: str | Path, *, projected: bool = False) -> Any:
     kind = transformers_class("CLIPVisionModelWithProjection" if projected else "CLIPVisionModel")
     options = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32}
     what = "a CLIP vision tower"
-    tower, report = _load(kind, Path(folder), what, **options, output_loading_info=True)
+    tower, report = load_pretrained(kind, Path(folder), what, **options, output_loading_info=True)
     # Transformers makes up what a file of another kind lacks.
     missing = sorted(report["missing_keys"])
     if missing:

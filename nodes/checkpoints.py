@@ -6,9 +6,10 @@ import comfy.sd
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 
-from ..eam_core.checkpoint import check_pair, control_params, read_weights, require
+from ..eam_core.checkpoint import check_pair, control_params, require
 from ..eam_core.errors import CheckpointError
 from ..eam_core.presets import EMBEDDED
+from ..eam_core.weight_files import read_weights
 from .embedded import load_embedded
 from .load import AUTO, EMBEDDED_CHOICE
 from .patcher import base_params

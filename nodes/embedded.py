@@ -11,9 +11,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.supported_models_base import ClipTarget
 from torch import Tensor, nn
 
-from ..eam_core.checkpoint import build_autoencoder, mmdit_params, read_weights
+from ..eam_core.checkpoint import build_autoencoder, mmdit_params
 from ..eam_core.model.autoencoder import DOWNSCALE, SD3_SCALE, SD3_SHIFT, PatchAutoencoder
 from ..eam_core.presets import EMBEDDED
+from ..eam_core.weight_files import read_weights
 from .patcher import managed, set_native_tile
 
 

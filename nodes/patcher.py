@@ -17,12 +17,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..eam_core.checkpoint import build_control, build_image_prompt, check_pair, read_weights
+from ..eam_core.checkpoint import build_control, build_image_prompt, check_pair
 from ..eam_core.errors import CheckpointError
 from ..eam_core.model.family import FamilyParams
 from ..eam_core.model.layers import Factory
 from ..eam_core.model.mmdit import MMDiTParams
 from ..eam_core.presets import SD3
+from ..eam_core.weight_files import read_weights
 from .hooks import IMAGE_COND, LR_COND, AddCond, BlockPatch, ControlHook, Hook, ImagePromptHook
 
 _CONTROL_KEY, _IMAGE_KEY = "eam_control", "eam_image_prompt"

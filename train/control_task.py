@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from eam_core.checkpoint import save_weights
 from eam_core.errors import CheckpointError
 from eam_core.flow import denoised_from_velocity, schedule, timestep
 from eam_core.images import resize
@@ -19,6 +18,7 @@ from eam_core.model.psi_dit import PsiDiT
 from eam_core.model.recompute import RecomputedGuest
 from eam_core.sampling import initial_latents
 from eam_core.vision import to_pixels
+from eam_core.weight_files import save_weights
 from train.config import LoopConfig
 from train.data import Batch, DataConfig
 from train.objective import ObjectiveConfig, draw, losses, sample_noise

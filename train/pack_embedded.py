@@ -9,17 +9,10 @@ import sys
 
 import torch
 
-from eam_core.checkpoint import (
-    build_autoencoder,
-    build_control,
-    build_mmdit,
-    check_pair,
-    read_metadata,
-    read_weights,
-    save_weights,
-)
+from eam_core.checkpoint import build_autoencoder, build_control, build_mmdit, check_pair
 from eam_core.errors import EAMError
 from eam_core.presets import EMBEDDED
+from eam_core.weight_files import read_metadata, read_weights, save_weights
 
 BUILDERS = {"autoencoder": build_autoencoder, "base": build_mmdit, "control": build_control}
 

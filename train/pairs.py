@@ -49,14 +49,20 @@ class Pairs:
 
 
 @torch.no_grad()
-def make_pairs(hr: Tensor, seeds: Tensor, config: PairConfig, autoencoder: Autoencoder) -> Pairs:
-    """Degrade HR pictures [B, 3, H, W], each by its own seed; enlarge the result to their size again; encode both."""
+def degrade_each(hr: Tensor, seeds: Tensor, config: PairConfig) -> Tensor:
+    """Degrade HR pictures [B, 3, H, W] in [0, 1], each by a preset and parameters from its own seed."""
     weights = torch.tensor(config.preset_weights)
     names = [
         config.presets[int(torch.multinomial(weights, 1, generator=generator(seed, "preset")))]
         for seed in seeds.tolist()
     ]
-    lr = degrade(hr, config.scale, [PRESETS[name] for name in names], seeds.tolist())
+    return degrade(hr, config.scale, [PRESETS[name] for name in names], seeds.tolist())
+
+
+@torch.no_grad()
+def make_pairs(hr: Tensor, seeds: Tensor, config: PairConfig, autoencoder: Autoencoder) -> Pairs:
+    """Degrade HR pictures [B, 3, H, W], each by its own seed; enlarge the result to their size again; encode both."""
+    lr = degrade_each(hr, seeds, config)
     enlarged = resize(lr, (hr.shape[-2], hr.shape[-1]))
     hr_latents, lr_latents = (scale_latents(autoencoder.encode(images * 2 - 1).float()) for images in (hr, enlarged))
     return Pairs(hr, lr, hr_latents, lr_latents)

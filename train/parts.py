@@ -7,14 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from eam_core.checkpoint import (
-    build_autoencoder,
-    build_control,
-    build_image_prompt,
-    build_mmdit,
-    check_pair,
-    read_weights,
-)
+from eam_core.checkpoint import build_autoencoder, build_control, build_image_prompt, build_mmdit, check_pair
 from eam_core.diffusers_keys import read_transformer
 from eam_core.errors import CheckpointError
 from eam_core.model.autoencoder import Autoencoder
@@ -28,6 +21,7 @@ from eam_core.model.mmdit import MMDiT
 from eam_core.model.psi_dit import PsiDiT
 from eam_core.presets import EMBEDDED
 from eam_core.vision import VisionTower
+from eam_core.weight_files import read_weights
 from train.local_head import add_local_head
 from train.text_cache import TextCache
 

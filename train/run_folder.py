@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from eam_core.checkpoint import read_weights, save_weights
 from eam_core.errors import CheckpointError, DiskError, EAMError
+from eam_core.weight_files import read_weights, save_weights
 from train.config import FREE_FIELDS
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eam_core.checkpoint import read_weights, save_weights
 from eam_core.denoiser import Text
 from eam_core.errors import DiskError, EAMError
+from eam_core.weight_files import read_weights, save_weights
 
 COMMAND = "python -m train.cache_text"
 

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eam_core.checkpoint import build_autoencoder, read_weights, save_weights
+from eam_core.checkpoint import build_autoencoder
 from eam_core.model.autoencoder import PATCH, AutoencoderParams, PatchAutoencoder
+from eam_core.weight_files import read_weights, save_weights
 from train.config import LoopConfig
 from train.data import Batch, DataConfig, TrainingData
 from train.options import parse_config, run_script

@@ -12,12 +12,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from eam_core.checkpoint import build_autoencoder, read_weights, save_weights
+from eam_core.checkpoint import build_autoencoder
 from eam_core.flow import add_noise, sample_sigmas, timestep, velocity_target
 from eam_core.model.autoencoder import PatchAutoencoder, scale_latents
 from eam_core.model.layers import sincos_position_table
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.presets import EMBEDDED, NUM_NULL_TOKENS
+from eam_core.weight_files import read_weights, save_weights
 from train.config import LoopConfig
 from train.control_task import random_positions
 from train.data import Batch, DataConfig

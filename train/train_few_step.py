@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eam_core.checkpoint import save_weights
 from eam_core.errors import CheckpointError
 from eam_core.flow import schedule
 from eam_core.model.autoencoder import PatchAutoencoder, unscale_latents
+from eam_core.weight_files import save_weights
 from train.config import LoopConfig
 from train.control_task import random_positions, sample, strips
 from train.data import Batch, DataConfig

@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eam_core.degradation import PRESETS, degrade
 from eam_core.vision import CLIP_MEAN, CLIP_STD, load_tower, to_pixels, transformers_class
 from train.config import LoopConfig
 from train.data import Batch, DataConfig
 from train.options import parse_config, run_script
-from train.pairs import PairConfig
-from train.seeding import generator
+from train.pairs import PairConfig, degrade_each
 from train.trainer import Trainer, Validation
 
 FOLDER = "tower"
@@ -96,10 +94,8 @@ class VisionTowerObjective(nn.Module):
     def pixels(self, hr: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """Degrade photos, uint8 [B, 3, S, S], each by its own seed; return HR and LR as the towers take them."""
         with torch.autocast(hr.device.type, enabled=False):
-            images, weights = hr.float() / 255, torch.tensor(self.pairs.preset_weights)
-            draws = [torch.multinomial(weights, 1, generator=generator(seed, "preset")) for seed in seeds.tolist()]
-            configs = [PRESETS[self.pairs.presets[int(draw)]] for draw in draws]
-            lr = degrade(images, self.pairs.scale, configs, seeds.tolist())
+            images = hr.float() / 255
+            lr = degrade_each(images, seeds, self.pairs)
             return to_pixels(images, self.image_size), to_pixels(lr, self.image_size)
 
 

@@ -113,7 +113,7 @@ def _lr_side(source: Mapping[str, Tensor], stream: str, target: str) -> dict[str
     for norm in ("ln_q", "ln_k"):
         if f"{stream}attn.{norm}.weight" in source:
             new[f"{target}lr_attn.{norm}.weight"] = source[f"{stream}attn.{norm}.weight"]
-    vec = _vec_of_a_clean_picture(source)
+    vec = vec_of_a_clean_picture(source)
     table = F.linear(
         F.silu(vec), source[f"{stream}adaLN_modulation.1.weight"], source[f"{stream}adaLN_modulation.1.bias"]
     )
@@ -121,7 +121,7 @@ def _lr_side(source: Mapping[str, Tensor], stream: str, target: str) -> dict[str
     return new
 
 
-def _vec_of_a_clean_picture(source: Mapping[str, Tensor]) -> Tensor:
+def vec_of_a_clean_picture(source: Mapping[str, Tensor]) -> Tensor:
     """The base's modulation input [D] at time 0 without text: what a time-free LR stream starts from."""
     total = torch.zeros(())
     for name, x in (

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .control_init import _vec_of_a_clean_picture
+from .control_init import vec_of_a_clean_picture
 from .layers import HEAD_DIM, TORCH, AttentionWeights, Factory, attention, count_blocks, modulate, modulation
 from .mmdit import Block, MMDiTParams
 
@@ -172,7 +172,7 @@ def init_image_prompt(prompt: ImagePrompt, base_state: Mapping[str, Tensor]) -> 
             nn.init.normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)
             nn.init.zeros_(cast(Tensor, layer.bias))
     source = {key: value.float() for key, value in base_state.items()}
-    vec = _vec_of_a_clean_picture(source)
+    vec = vec_of_a_clean_picture(source)
     for index, block in enumerate(prompt.blocks):
         _init_block(block, source, f"joint_blocks.{index}.", vec)
 

@@ -85,7 +85,7 @@ class PsiDiT(nn.Module):
         if lr is not None:
             guests.append(self.control.run(lr, control_scale))
         # Pyright does not take a settable property for the attribute that the protocol asks for.
-        guest = self.wrap_guest(GuestChain(guests))  # pyright: ignore[reportArgumentType]
+        guest = self.wrap_guest(GuestChain(guests))
         return self.base(latents, timestep, context, pooled, guest=guest, positions=positions)
 
 

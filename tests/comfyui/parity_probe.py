@@ -32,9 +32,10 @@ from comfy.model_detection import detect_unet_config, model_config_from_unet
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
-from eam_core.checkpoint import CHECKPOINT_PREFIX, save_weights
+from eam_core.checkpoint import CHECKPOINT_PREFIX
 from eam_core.model.layers import Factory
 from eam_core.model.mmdit import MMDiT, MMDiTParams
+from eam_core.weight_files import save_weights
 
 REAL_SIZES = {
     "sd3-medium": MMDiTParams(depth=24, hidden_size=1536),

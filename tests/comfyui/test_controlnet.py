@@ -13,13 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eam_core.checkpoint import build_mmdit, read_weights, save_weights
+from eam_core.checkpoint import build_mmdit
 from eam_core.images import load_image, resize
 from eam_core.model.control_init import init_controlnet
 from eam_core.model.controlnet import ControlNet, ControlNetParams
 from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
+from eam_core.weight_files import read_weights, save_weights
 
 TOLERANCE = 2 / 255  # the graph's result is a PNG; sums run in another order
 FRESH, TRAINED, FOREIGN = "controlnet_fresh.safetensors", "controlnet.safetensors", "controlnet_foreign.safetensors"

@@ -15,12 +15,13 @@ from comfy_host import ComfyServer, ExecutionError
 from PIL import Image
 from safetensors.torch import load_file
 
-from eam_core.checkpoint import IMAGE_PROMPT_PREFIX, build_mmdit, read_weights, save_weights
+from eam_core.checkpoint import IMAGE_PROMPT_PREFIX, build_mmdit
 from eam_core.images import load_image
 from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams, init_image_prompt
 from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
+from eam_core.weight_files import read_weights, save_weights
 from train.train_vision_tower import save_tower
 
 IMAGE_SIZE = 32

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eam_core.checkpoint import read_weights, save_weights
 from eam_core.model.control import ControlParams, ControlStream
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.presets import EMBEDDED
+from eam_core.weight_files import read_weights, save_weights
 
 LOADED = {"checkpoint": "embedded (tiny, no text)", "control": "auto"}
 SAMPLING = {

@@ -22,16 +22,14 @@ from eam_core.checkpoint import (
     check_pair,
     control_params,
     mmdit_params,
-    read_metadata,
-    read_weights,
     require,
-    save_weights,
 )
 from eam_core.errors import CheckpointError, DiskError
 from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder
 from eam_core.model.control import ControlParams, ControlStream
 from eam_core.model.layers import Factory
 from eam_core.model.mmdit import MMDiT, MMDiTParams
+from eam_core.weight_files import read_metadata, read_weights, save_weights
 
 SMALL = {"depth": 2, "hidden_size": 64, "context_size": 24, "pooled_size": 12, "pos_embed_max_size": 6}
 # (depth, width, channels, qk norm)

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from eam_core import cli, images
-from eam_core.checkpoint import save_weights
 from eam_core.color import COLOR_FIXES
 from eam_core.images import load_image
 from eam_core.model.mmdit import MMDiTParams
 from eam_core.pipeline import Restorer
+from eam_core.weight_files import save_weights
 
 FAST = ["--scale", "2", "--steps", "1", "--tile", "128", "--device", "cpu"]
 

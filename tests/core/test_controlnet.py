@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eam_core.checkpoint import build_control, check_pair, control_params, describe, read_weights, save_weights
+from eam_core.checkpoint import build_control, check_pair, control_params, describe
 from eam_core.cli import main
 from eam_core.diffusers_keys import to_sd3_keys
 from eam_core.errors import CheckpointError
@@ -18,6 +18,7 @@ from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
 from eam_core.model.recompute import RecomputedGuest
 from eam_core.restore_config import RestoreConfig
+from eam_core.weight_files import read_weights, save_weights
 
 PLAIN = MMDiTParams(depth=4, hidden_size=128, context_size=32, pooled_size=16, pos_embed_max_size=16)
 BASES = {"plain": PLAIN, "sd3.5": dataclasses.replace(PLAIN, qk_norm=True, dual_attention_blocks=(0, 1, 2))}

@@ -5,15 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from eam_core.checkpoint import (
-    IMAGE_PROMPT_PREFIX,
-    build_control,
-    build_image_prompt,
-    check_pair,
-    describe,
-    read_weights,
-    save_weights,
-)
+from eam_core.checkpoint import IMAGE_PROMPT_PREFIX, build_control, build_image_prompt, check_pair, describe
 from eam_core.errors import CheckpointError
 from eam_core.model.control import ControlParams, ControlStream
 from eam_core.model.control_init import init_control
@@ -21,6 +13,7 @@ from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams, init_ima
 from eam_core.model.layers import Factory
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
+from eam_core.weight_files import read_weights, save_weights
 
 PLAIN = MMDiTParams(depth=3, hidden_size=128, context_size=32, pooled_size=16, pos_embed_max_size=16)
 BASES = {"plain": PLAIN, "sd3.5": dataclasses.replace(PLAIN, qk_norm=True, dual_attention_blocks=(0, 1))}

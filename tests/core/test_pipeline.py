@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import save_file
 
 from eam_core import denoiser as denoiser_module
-from eam_core.checkpoint import save_weights
 from eam_core.denoiser import Text, TiledDenoiser
 from eam_core.errors import CheckpointError, EAMError, ImageError
 from eam_core.flow import denoised_from_velocity, schedule, timestep
@@ -16,6 +15,7 @@ from eam_core.pipeline import Restorer, latent_aligned, spec_of
 from eam_core.presets import EMBEDDED, SD3
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import initial_latents, make_noise, sample_euler
+from eam_core.weight_files import save_weights
 
 LR_ATTENTIONS = ("joint", "self", "cross")
 

@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
-from eam_core import sd3
-from eam_core.checkpoint import mmdit_params, save_weights
+from eam_core import pretrained, sd3
+from eam_core.checkpoint import mmdit_params
 from eam_core.diffusers_keys import to_sd3_keys
 from eam_core.errors import CheckpointError, EAMError
 from eam_core.images import resize
@@ -15,6 +15,7 @@ from eam_core.model.control import ControlParams, ControlStream
 from eam_core.pipeline import Restorer
 from eam_core.presets import SD3
 from eam_core.restore_config import RestoreConfig
+from eam_core.weight_files import save_weights
 
 CONTEXT_SIZE = 32
 PROMPTS = ["a small red house", ""]
@@ -185,7 +186,7 @@ def test_missing_package_names_what_to_install(folder, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(sd3, "import_module", missing)
+    monkeypatch.setattr(pretrained, "import_module", missing)
     for make in (sd3.SD3Autoencoder, sd3.SD3TextEncoder):
         with pytest.raises(EAMError, match=r"pip install comfyui-eam\[sd3\]"):
             make(folder)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-import eam_core.sd3
-from eam_core.checkpoint import IMAGE_PROMPT_PREFIX, save_weights
+from eam_core import pretrained
+from eam_core.checkpoint import IMAGE_PROMPT_PREFIX
 from eam_core.cli import main
 from eam_core.errors import CheckpointError, EAMError
 from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams
@@ -15,6 +15,7 @@ from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
 from eam_core.vision import VisionTower, to_pixels
+from eam_core.weight_files import save_weights
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 CONFIG = RestoreConfig.from_spec(EMBEDDED, scale=4, steps=1, tile=64, overlap=32)
@@ -118,7 +119,7 @@ def test_transformers_missing(monkeypatch, folder):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(eam_core.sd3, "import_module", missing)
+    monkeypatch.setattr(pretrained, "import_module", missing)
     with pytest.raises(EAMError, match="expected the package transformers"):
         VisionTower(folder)
 
@@ -128,7 +129,7 @@ def test_transformers_that_trips_over_another_package(monkeypatch, folder):
         def __getattr__(self, name):
             raise ModuleNotFoundError(f"Could not import module {name!r}")
 
-    monkeypatch.setattr(eam_core.sd3, "import_module", lambda name: Broken())
+    monkeypatch.setattr(pretrained, "import_module", lambda name: Broken())
     with pytest.raises(EAMError, match="expected a transformers with CLIPVisionModel, but it cannot be imported"):
         VisionTower(folder)
 

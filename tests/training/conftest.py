@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from eam_core.checkpoint import save_weights
 from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder
 from eam_core.model.mmdit import MMDiT, MMDiTParams
+from eam_core.weight_files import save_weights
 from train.train_base import init_base
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eam_core.checkpoint import read_weights
+from eam_core.weight_files import read_weights
 
 OPTIONS = ("--batch-size", "4", "--steps", "5", "--masked-steps", "2", "--save-every", "5", "--keep-last", "5")
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]

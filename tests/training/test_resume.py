@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eam_core.checkpoint import read_weights
 from eam_core.errors import EAMError
+from eam_core.weight_files import read_weights
 from train.options import parse_config
 from train.recipes import RECIPES
 from train.run_folder import RunFolder

@@ -9,16 +9,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from eam_core.checkpoint import (
-    build_autoencoder,
-    build_control,
-    build_mmdit,
-    check_pair,
-    read_metadata,
-    read_weights,
-)
+from eam_core.checkpoint import build_autoencoder, build_control, build_mmdit, check_pair
 from eam_core.pipeline import spec_of
 from eam_core.presets import EMBEDDED
+from eam_core.weight_files import read_metadata, read_weights
 from train import train_autoencoder, train_base, train_few_step, train_psi_dit
 from train.control_task import ControlTask
 from train.objective import draw

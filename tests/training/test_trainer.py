@@ -12,9 +12,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from eam_core.checkpoint import build_control, build_image_prompt, check_pair, mmdit_params, read_metadata, read_weights
+from eam_core.checkpoint import build_control, build_image_prompt, check_pair, mmdit_params
 from eam_core.denoiser import Text
 from eam_core.errors import EAMError
+from eam_core.weight_files import read_metadata, read_weights
 from train import train_vision_tower
 from train.control_task import ControlConfig, ControlTask
 from train.options import parse_config

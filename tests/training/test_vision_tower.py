@@ -14,10 +14,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 from comfy_install import comfy_root
 from comfy_launch import define_missing_operators
 
-from eam_core.checkpoint import read_weights
 from eam_core.degradation import PRESETS, degrade
 from eam_core.errors import CheckpointError
 from eam_core.vision import VisionTower, to_pixels
+from eam_core.weight_files import read_weights
 from train.data import Batch, TrainingData
 from train.train_vision_tower import (
     UNREAD,
