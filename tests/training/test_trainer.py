@@ -247,6 +247,16 @@ def test_given_weights_are_continued(parts, run_dir, tmp_path):
     assert_same(read_weights(start), read_weights(tmp_path / "control.safetensors"))
 
 
+def test_bfloat16_trains_to_about_the_same_losses(parts, script, tmp_path):
+    for precision in ("no", "bf16"):
+        status, text = script.run("train_psi_dit", parts.options(tmp_path / precision, "--precision", precision))
+        assert status == 0, text
+    plain, half = ([e["loss"] for e in log_of(tmp_path / p) if "loss" in e] for p in ("no", "bf16"))
+    assert half == pytest.approx(plain, rel=0.03) and half != plain
+    control = build_control(read_weights(tmp_path / "bf16" / "control.safetensors"), "control")
+    assert next(control.parameters()).dtype == torch.float32
+
+
 def test_other_seeds_give_other_weights(parts, run_dir, tmp_path):
     other = trained(parts, tmp_path, "--seed", "1")
     name = "model.model.control.lr_embedder.proj.weight"
