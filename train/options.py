@@ -14,6 +14,10 @@ from eam_core.errors import EAMError
 ConfigT = TypeVar("ConfigT")
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the description, name the defaults."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one sentence; a misspelt option is told what it may have meant."""
@@ -42,9 +46,7 @@ def parse_config(
     argv = sys.argv[1:] if argv is None else argv
     # The recipe stands first: what follows are its fields, whose defaults must be known to build the parser.
     config = recipes.get(argv[0] if argv else "", next(iter(recipes.values())))()
-    parser = _Parser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=description, formatter_class=_Formatter, allow_abbrev=False)
     parser.add_argument("recipe", choices=sorted(recipes), help="named config whose values are the defaults below")
     _add_fields(parser, config, "")
     values = vars(parser.parse_args(argv))
@@ -79,6 +81,8 @@ def _add_fields(parser: argparse.ArgumentParser, config: Any, prefix: str) -> No
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             _add_fields(parser, value, field.metadata.get("prefix", ""))
+            continue
+        if field.name == "recipe":  # the first word on the command line
             continue
         hint, many = hints[field.name], typing.get_origin(hints[field.name]) is tuple
         text = helps.get(field.name, " ") or " "

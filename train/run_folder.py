@@ -53,10 +53,11 @@ class RunFolder:
                 before = json.loads(file.read_text())
             except ValueError as error:
                 raise EAMError(f"expected the settings of a run in {file}, but it is damaged ({error})") from error
+            now, then = _flat(config), _flat(before)
             changed = [
-                f"{name} {config.get(name)!r} instead of {before.get(name)!r}"
-                for name in sorted(config.keys() | before.keys())
-                if name not in FREE_FIELDS and config.get(name) != before.get(name)
+                f"{name} {now.get(name)!r} instead of {then.get(name)!r}"
+                for name in sorted(now.keys() | then.keys())
+                if name not in FREE_FIELDS and now.get(name) != then.get(name)
             ]
             if changed and any(self.checkpoints.glob("step-*.json")):
                 raise EAMError(
@@ -138,6 +139,17 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise DiskError(f"could not write {path} ({error}); free some space or choose another --run-dir") from error
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under the names of their options."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, "mask_" if name == "mask" else "")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _digest(path: Path) -> str:

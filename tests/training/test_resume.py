@@ -127,10 +127,18 @@ def test_all_checkpoints_damaged_is_one_sentence(parts, tmp_path):
 
 def test_other_settings_do_not_go_on_from_a_run(parts, tmp_path):
     train_here(parts, tmp_path, "--seed", "3")
-    with pytest.raises(EAMError, match=r"expected the settings that the run in .* was started with, got .*seed"):
+    refused = "expected the settings that the run in .* was started with, got "
+    with pytest.raises(EAMError, match=refused + "seed 4 instead of 3; use those, or another --run-dir"):
         train_here(parts, tmp_path, "--seed", "4")
-    with pytest.raises(EAMError, match="'controlnet'"):
+    with pytest.raises(EAMError, match=refused + "family 'controlnet' instead of 'psi_dit'; use"):
         train_here(parts, tmp_path, "--seed", "3", "--family", "controlnet")
+    with pytest.raises(EAMError, match=refused + "mask_strategy 'random' instead of 'pms'; use"):
+        train_here(parts, tmp_path, "--seed", "3", "--mask-strategy", "random")
+
+
+def test_how_often_to_save_and_log_may_change(parts, tmp_path):
+    train_here(parts, tmp_path)
+    train_here(parts, tmp_path, "--save-every", "7", "--log-every", "3", "--keep-last", "1")
 
 
 def test_another_architecture_does_not_go_on_from_a_checkpoint(parts, tmp_path):
