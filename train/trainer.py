@@ -105,6 +105,9 @@ class Trainer:
             self.folder.write_config(self.config)
         self.accelerator.wait_for_everyone()
         start = self._resume()
+        if start == self.loop.steps and (self.folder.path / "summary.json").exists():
+            self.accelerator.print(f"the run in {self.folder.path} is finished")
+            return self.folder.path
         if main:
             self.folder.cut_log(start)
         self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=start) if main else None
