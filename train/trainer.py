@@ -68,6 +68,8 @@ class Trainer:
     def __init__(self, task: Task, loop: LoopConfig, data: DataConfig, run_dir: str, config: Mapping[str, Any]):
         """Join the pieces; `config` is the resolved recipe as plain values, stored beside the weights."""
         self.task, self.loop, self.config, self.folder = task, loop, config, RunFolder(run_dir)
+        if torch.cuda.is_available():  # what runs outside of autocast, the autoencoder above all
+            torch.set_float32_matmul_precision("high")
         unused = DistributedDataParallelKwargs(find_unused_parameters=task.batches_may_leave_parts_unused)
         self.accelerator = Accelerator(mixed_precision=loop.precision, kwargs_handlers=[unused])
         try:
