@@ -247,6 +247,12 @@ def test_given_weights_are_continued(parts, run_dir, tmp_path):
     assert_same(read_weights(start), read_weights(tmp_path / "control.safetensors"))
 
 
+def test_without_held_out_pictures_it_trains_and_says_so(parts, tmp_path, capsys):
+    trained(parts, tmp_path, "--held-out", "0")
+    assert "no picture is held out for validation; see --held-out" in capsys.readouterr().out
+    assert json.loads((tmp_path / "summary.json").read_text())["validation"] == {}
+
+
 def test_bfloat16_trains_to_about_the_same_losses(parts, script, tmp_path):
     for precision in ("no", "bf16"):
         status, text = script.run("train_psi_dit", parts.options(tmp_path / precision, "--precision", precision))
