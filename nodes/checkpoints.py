@@ -11,8 +11,8 @@ from ..eam_core.errors import CheckpointError
 from ..eam_core.presets import EMBEDDED
 from ..eam_core.weight_files import read_weights
 from .embedded import load_embedded
-from .load import AUTO, EMBEDDED_CHOICE
 from .patcher import base_params
+from .types import AUTO, EMBEDDED_CHOICE
 
 
 def load_base(name: str) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE]:

@@ -3,10 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
-from .types import CATEGORY, ControlType
-
-EMBEDDED_CHOICE = "embedded (tiny, no text)"
-AUTO = "auto"
+from .types import AUTO, CATEGORY, EMBEDDED_CHOICE, ControlType
 
 
 class LoadModel(io.ComfyNode):

@@ -1,9 +1,11 @@
-"""What the nodes share: the control's socket type, and pictures between ComfyUI's layout and the core's."""
+"""What the nodes share: the control's socket type, choices of widgets, pictures in ComfyUI's layout and the core's."""
 
 from comfy_api.latest import io
 from torch import Tensor
 
 CATEGORY = "EAM"
+EMBEDDED_CHOICE = "embedded (tiny, no text)"
+AUTO = "auto"
 ControlType = io.Custom("EAM_CONTROL")
 
 

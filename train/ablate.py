@@ -8,7 +8,6 @@ finished is not trained again. Writes table4.md (means, 95 % confidence interval
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -23,51 +22,21 @@ from tqdm import tqdm
 from eam_core.errors import EAMError
 from eam_core.flow import schedule
 from eam_core.model.autoencoder import unscale_latents
-from train.ablation_plan import TABLES, Arm, Table, arm_config, arms_for
+from train.ablation_plan import TABLES, Run, plan
 from train.ablation_report import write_report
-from train.control_task import ControlConfig, ControlTask, sample
+from train.control_task import ControlConfig, ControlTask
 from train.data import TrainingData
 from train.metrics import MetricError, perceptual_metric
 from train.objective import sample_noise
 from train.options import run_script
 from train.pairs import make_pairs
 from train.recipes import RECIPES
+from train.restoring import sample
 from train.run_folder import write_text
 from train.train_psi_dit import train_control
 
 # Number of Euler steps and where they start: as the embedded default is used, and from pure noise.
 SAMPLINGS = ((1, 0.7), (8, 1.0))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """One arm with one seed."""
-
-    arm: Arm
-    seed: int
-    config: ControlConfig
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.config.run_dir)
-
-    @property
-    def scores(self) -> Path:
-        """Where its scores lie; the same weights may be tested with several kinds of captions."""
-        return self.folder / f"scores-{self.arm.test_captions or self.config.data.captions}.json"
-
-
-def plan(table: Table, base: ControlConfig, seeds: list[int], mask_share: float, run_dir: str) -> list[Run]:
-    """List the runs of a table; equal settings share a folder."""
-    runs = []
-    for arm in arms_for(table, base):
-        for seed in seeds:
-            config = arm_config(base, arm, seed=seed, mask_share=mask_share)
-            settings = json.dumps(dataclasses.asdict(dataclasses.replace(config, run_dir="")), sort_keys=True)
-            folder = f"{run_dir}/{hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()}"
-            runs.append(Run(arm=arm, seed=seed, config=dataclasses.replace(config, run_dir=folder)))
-    return runs
 
 
 def execute(run: Run, count: int, threads: int | None = None) -> Path:

@@ -1,6 +1,9 @@
-"""The ablations of EAM's Tables 2 to 5 as arms: which settings each row of a table changes."""
+"""The ablations of EAM's Tables 2 to 5: which settings each row of a table changes, and the runs this takes."""
 
 import dataclasses
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 from eam_core.mim import MaskConfig
@@ -113,3 +116,34 @@ def arm_config(base: ControlConfig, arm: Arm, *, seed: int, mask_share: float) -
         loop=dataclasses.replace(base.loop, seed=seed),
         objective=objective,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One arm with one seed."""
+
+    arm: Arm
+    seed: int
+    config: ControlConfig
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.run_dir)
+
+    @property
+    def scores(self) -> Path:
+        """Where its scores lie; the same weights may be tested with several kinds of captions."""
+        return self.folder / f"scores-{self.arm.test_captions or self.config.data.captions}.json"
+
+
+def plan(table: Table, base: ControlConfig, seeds: list[int], mask_share: float, run_dir: str) -> list[Run]:
+    """List the runs of a table; equal settings share a folder."""
+    runs = []
+    for arm in arms_for(table, base):
+        for seed in seeds:
+            config = arm_config(base, arm, seed=seed, mask_share=mask_share)
+            settings = json.dumps(dataclasses.asdict(dataclasses.replace(config, run_dir="")), sort_keys=True)
+            folder = f"{run_dir}/{hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()}"
+            runs.append(Run(arm=arm, seed=seed, config=dataclasses.replace(config, run_dir=folder)))
+    return runs

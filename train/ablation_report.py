@@ -4,17 +4,13 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from eam_core.errors import EAMError
-from train.ablation_plan import Table
+from train.ablation_plan import Run, Table
 from train.control_task import ControlConfig
 from train.run_folder import write_text
-
-if TYPE_CHECKING:
-    from train.ablate import Run
 
 HIGHER_IS_BETTER = {"PSNR": True, "ST-LPIPS": False}
 
@@ -31,7 +27,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
 
 
-def write_report(table: Table, runs: "Sequence[Run]", base: ControlConfig, folder: Path) -> Path:
+def write_report(table: Table, runs: Sequence[Run], base: ControlConfig, folder: Path) -> Path:
     """Write tableN.md and tableN.png from finished runs.
 
     Args:
@@ -81,11 +77,11 @@ def write_report(table: Table, runs: "Sequence[Run]", base: ControlConfig, folde
     return path
 
 
-def _mean_scores(run: "Run") -> dict[str, float]:
+def _mean_scores(run: Run) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in json.loads(run.scores.read_text()).items()}
 
 
-def _summary(run: "Run") -> dict:
+def _summary(run: Run) -> dict:
     return json.loads((run.folder / "summary.json").read_text())
 
 
@@ -110,7 +106,7 @@ def _settings(base: ControlConfig, seeds: list[int]) -> str:
     )
 
 
-def _plot(table: Table, runs: "Sequence[Run]", path: Path) -> None:
+def _plot(table: Table, runs: Sequence[Run], path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
@@ -133,7 +129,7 @@ def _plot(table: Table, runs: "Sequence[Run]", path: Path) -> None:
     pyplot.close(figure)
 
 
-def _curve(run: "Run") -> dict[int, float]:
+def _curve(run: Run) -> dict[int, float]:
     """Read the validation PSNR over steps, averaged over the degradations."""
     entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     curve = {}

@@ -8,15 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from eam_core.errors import CheckpointError
-from eam_core.flow import denoised_from_velocity, schedule, timestep
-from eam_core.images import resize
+from eam_core.errors import CheckpointError, EAMError
+from eam_core.flow import schedule, timestep
 from eam_core.mim import keep_tokens, mask_ratio
-from eam_core.model.autoencoder import PatchAutoencoder, unscale_latents
-from eam_core.model.mmdit import MMDiT
-from eam_core.model.psi_dit import PsiDiT
+from eam_core.model.autoencoder import DOWNSCALE, PatchAutoencoder, unscale_latents
 from eam_core.model.recompute import RecomputedGuest
-from eam_core.sampling import initial_latents
 from eam_core.vision import to_pixels
 from eam_core.weight_files import save_weights
 from train.config import LoopConfig
@@ -24,10 +20,10 @@ from train.data import Batch, DataConfig
 from train.objective import ObjectiveConfig, draw, losses, sample_noise
 from train.pairs import PairConfig, Pairs, make_pairs, psnr
 from train.parts import Parts, PartsConfig, TrainingText, load_parts
+from train.restoring import random_positions, sample, strips
 from train.seeding import generator, sample_seed
 from train.trainer import Validation
 
-NUM_SHOWN = 4
 SHARDED = {"JointBlock", "ControlBlock", "ImagePromptBlock"}
 
 
@@ -72,15 +68,6 @@ class ControlConfig:
         if self.data.captions == "none" and self.parts.text_cache:
             raise ValueError("expected captions 'sa' or 'da' with a text_cache, got 'none'")
         schedule(self.val_steps, self.objective.shift, self.val_sigma_start)
-
-
-def random_positions(base: MMDiT, latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop the position table anywhere in its middle half, so that no place or size of a tile is unseen."""
-    height, width = (side // base.params.patch_size for side in latents.shape[-2:])
-    side = base.params.pos_embed_max_size
-    low, high = side // 4, side - side // 4
-    offset = tuple(int(torch.randint(low, high - n + 1, (), generator=generator)) for n in (height, width))
-    return base.positions(*latents.shape[-2:], offset=offset)  # type: ignore[arg-type]
 
 
 class ControlObjective(nn.Module):
@@ -161,38 +148,6 @@ class ControlObjective(nn.Module):
         return generator(sample_seed(self.config.loop.seed, step), purpose)
 
 
-def sample(
-    model: PsiDiT,
-    lr_latents: Tensor,
-    text: TrainingText,
-    noise: Tensor,
-    sigmas: Tensor,
-    *,
-    positions: Tensor | None = None,
-    image_tokens: Tensor | None = None,
-) -> Tensor:
-    """Run Euler steps down `sigmas` from the LR latents; only the last step keeps its graph.
-
-    Returns:
-        Denoised latents [B, C, H, W].
-    """
-    x = initial_latents(noise, lr_latents, float(sigmas[0]))
-    for index in range(len(sigmas) - 1):
-        sigma = sigmas[index].expand(len(x)).to(x.device)
-        last = index == len(sigmas) - 2
-        with torch.set_grad_enabled(torch.is_grad_enabled() and last):
-            velocity = model(x, timestep(sigma), *text, lr_latents, positions=positions, image_tokens=image_tokens)
-            denoised = denoised_from_velocity(x, velocity.float(), sigma)
-        x = denoised + sigmas[index + 1] / sigmas[index] * (x - denoised)
-    return x
-
-
-def strips(pairs: Pairs, restored: Tensor) -> Tensor:
-    """Lay the first few pictures side by side: enlarged LR above restored (in [-1, 1]) above HR; [3, 3H, nW]."""
-    rows = (resize(pairs.lr, (pairs.hr.shape[-2], pairs.hr.shape[-1])), (restored / 2 + 0.5).clamp(0, 1), pairs.hr)
-    return torch.cat([torch.cat(list(row[:NUM_SHOWN]), dim=-1) for row in rows], dim=-2).cpu()
-
-
 class ControlTask:
     """A control run as the trainer sees it."""
 
@@ -206,6 +161,7 @@ class ControlTask:
             raise CheckpointError(
                 f"expected an EAM autoencoder for the picture loss, got {config.parts.autoencoder}; use --loss velocity"
             )
+        _check_sizes(config, parts.model.base.params)
         self.config, self.name = config, config.recipe
         self.val_count, self.val_size = config.val_count, config.val_size
         self.module = ControlObjective(parts, config)
@@ -244,3 +200,18 @@ class ControlTask:
         path = folder / "control.safetensors"
         save_weights(path, state, training={"kind": "control", **training})
         return [path]
+
+
+def _check_sizes(config: ControlConfig, base: MMDiTParams) -> None:
+    """Refuse crops that the base's position table does not cover.
+
+    Raises:
+        EAMError: a crop is larger.
+    """
+    side = base.pos_embed_max_size // (2 if config.positions == "random" else 1)
+    limit, largest = side * base.patch_size * DOWNSCALE, max(*config.data.crop_sizes, config.val_size)
+    if largest > limit:
+        raise EAMError(
+            f"expected crop_sizes and val_size of at most {limit} pixels for this base with {config.positions} "
+            f"positions, got {largest}; lower them"
+        )

@@ -20,11 +20,11 @@ from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.presets import EMBEDDED, NUM_NULL_TOKENS
 from eam_core.weight_files import read_weights, save_weights
 from train.config import LoopConfig
-from train.control_task import random_positions
 from train.data import Batch, DataConfig
 from train.objective import sample_noise
 from train.options import parse_config, run_script
 from train.parts import NoText
+from train.restoring import random_positions
 from train.seeding import generator, sample_seed
 from train.trainer import Trainer, Validation
 

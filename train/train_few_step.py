@@ -23,13 +23,13 @@ from eam_core.flow import schedule
 from eam_core.model.autoencoder import PatchAutoencoder, unscale_latents
 from eam_core.weight_files import save_weights
 from train.config import LoopConfig
-from train.control_task import random_positions, sample, strips
 from train.data import Batch, DataConfig
 from train.metrics import perceptual_metric
 from train.objective import sample_noise
 from train.options import parse_config, run_script
 from train.pairs import PairConfig, Pairs, gradient_l1, make_pairs, pixel_l1, psnr
 from train.parts import Parts, PartsConfig, load_parts
+from train.restoring import random_positions, sample, strips
 from train.seeding import generator, sample_seed
 from train.trainer import Trainer, Validation
 

@@ -183,6 +183,7 @@ def test_bad_options_end_with_status_2_and_one_sentence(script_module, options, 
         (["--base", "nowhere.safetensors"], "expected a weight file at nowhere.safetensors, found none"),
         (["--crop-sizes", "512"], "512"),
         (["--captions", "sa"], "caption"),
+        (["--val-size", "512"], "expected crop_sizes and val_size of at most 256 pixels for this base with random"),
         (["--batch-size", "3", "--accumulation", "2"], "accumulation"),
     ],
 )
