@@ -12,6 +12,7 @@ from eam_core.errors import CheckpointError, EAMError
 from eam_core.flow import schedule, timestep
 from eam_core.mim import keep_tokens, mask_ratio
 from eam_core.model.autoencoder import DOWNSCALE, PatchAutoencoder, unscale_latents
+from eam_core.model.mmdit import MMDiTParams
 from eam_core.model.recompute import RecomputedGuest
 from eam_core.vision import to_pixels
 from eam_core.weight_files import save_weights
