@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .denoiser import Text
 from .errors import CheckpointError
@@ -23,7 +23,7 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _WEIGHTS = {"local_files_only": True, "use_safetensors": True}
 
 
-class SD3Autoencoder:
+class SD3Autoencoder(nn.Module):
     """Diffusers' `AutoencoderKL` as an `Autoencoder`: encodes to the mode, raw latents without scaling."""
 
     def __init__(self, folder: str | Path, *, device: str = "cpu"):
@@ -33,6 +33,7 @@ class SD3Autoencoder:
             EAMError: diffusers is not installed.
             CheckpointError: the folder holds something else, or an autoencoder with another scaling.
         """
+        super().__init__()
         folder = Path(folder)
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
         kind = import_package("diffusers").AutoencoderKL

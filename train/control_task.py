@@ -153,6 +153,7 @@ class ControlTask:
     """A control run as the trainer sees it."""
 
     batches_may_leave_parts_unused = False
+    unsharded = ("autoencoder", "tower")
 
     def __init__(self, config: ControlConfig):
         """Load the networks."""

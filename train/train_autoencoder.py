@@ -100,6 +100,7 @@ class AutoencoderTask:
     """One phase as the trainer sees it."""
 
     batches_may_leave_parts_unused = False
+    unsharded = ()
 
     def __init__(self, config: AutoencoderConfig, autoencoder: PatchAutoencoder, phase: Phase):
         """Take the autoencoder as the phase before left it."""

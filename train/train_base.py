@@ -135,6 +135,7 @@ class BaseTask:
 
     name = "base"
     batches_may_leave_parts_unused = True  # text that is always zero moves no weight of the text side
+    unsharded = ("autoencoder",)
 
     def __init__(self, config: BaseConfig):
         """Make the base, ready to pass its input through."""

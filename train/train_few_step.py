@@ -128,6 +128,7 @@ class FewStepTask:
 
     name = "few-step"
     batches_may_leave_parts_unused = True  # steps on clean photos leave the control alone
+    unsharded = ("distance",)
 
     def __init__(self, config: FewStepConfig):
         """Load the networks and the metrics."""

@@ -104,6 +104,7 @@ class VisionTowerTask:
 
     name = "vision tower"
     batches_may_leave_parts_unused = False
+    unsharded = ("teacher",)
 
     def __init__(self, config: VisionTowerConfig):
         """Load the tower."""

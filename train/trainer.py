@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -50,6 +50,7 @@ class Task(Protocol):
     name: str
     module: nn.Module
     batches_may_leave_parts_unused: bool
+    unsharded: tuple[str, ...]  # frozen submodules that FSDP leaves whole, in their own precision
     val_count: int  # held-out pictures that are validated
     val_size: int  # their size in pixels
 
@@ -87,11 +88,23 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             trained, lr=loop.lr, betas=(loop.beta1, loop.beta2), weight_decay=loop.weight_decay, fused=True
         )
+        if self.accelerator.is_fsdp2:
+            self._set_up_fsdp2()
         self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
         named = self.accelerator.unwrap_model(self.module).named_parameters()
         self.state = TrainingState({name: p for name, p in named if p.requires_grad}, self.optimizer)
         self.stopped_by: int | None = None
         self.totals = Totals()
+
+    def _set_up_fsdp2(self) -> None:
+        """Compute as without FSDP: under autocast, gradients summed in float32, frozen parts in their own precision."""
+        plugin = self.accelerator.state.fsdp_plugin
+        if self.task.unsharded:
+            plugin.ignored_modules = "|".join(self.task.unsharded)
+        if self.loop.precision == "bf16":
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
 
     def run(self) -> Path:
         """Train to the end, from the last checkpoint where there is one.
@@ -145,7 +158,8 @@ class Trainer:
             batch = self._on_device(next(batches))
             last = index == self.loop.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
-                out = self.module(batch, step)
+                with self.accelerator.autocast():  # which accelerate leaves out under FSDP2
+                    out = self.module(batch, step)
                 self.accelerator.backward(out["loss"].mean() / self.loop.accumulation)
             done.append((batch, {name: value.detach() for name, value in out.items()}))
         self._check_finite(step, done)

@@ -201,6 +201,28 @@ def test_the_image_prompt_trains_with_and_without_tala_and_beside_any_control(pa
     assert_close(tensors, again, 1e-6)
 
 
+def test_sd3s_own_autoencoder_trains_a_control(parts, tower, tmp_path):
+    """The class that holds SD3's autoencoder, small and random, from a diffusers folder."""
+    diffusers = pytest.importorskip("diffusers")  # after `tower` has made torchvision importable
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[8, 8, 8, 8],
+        latent_channels=16,
+        norm_num_groups=4,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    tensors = trained(parts, tmp_path / "run", "--autoencoder", str(tmp_path / "vae"))
+    assert all(".control." in name for name in tensors)
+    with pytest.raises(EAMError, match=r"expected an EAM autoencoder for the picture loss, got .*; use --loss velocity"):
+        trained(parts, tmp_path / "other", "--autoencoder", str(tmp_path / "vae"), "--loss", "picture")
+
+
 def test_without_a_vision_tower_there_is_no_image_prompt(run_dir):
     assert build_image_prompt(read_weights(run_dir / "control.safetensors"), "control") is None
 
