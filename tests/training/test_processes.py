@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def test_what_two_processes_began_one_ends(script, parts, alone, tmp_path):
     status, text = script.run("train_psi_dit", parts.options(tmp_path, *OPTIONS, "--save-every", "2"))
     assert status == 0 and "going on from step 2 of 5" in text
     assert losses_of(tmp_path) == pytest.approx(losses_of(alone), rel=1e-4)
+
+
+def test_asked_to_stop_all_processes_end_at_one_step_and_save(script, parts, tmp_path):
+    many = [*OPTIONS, "--steps", "500", "--save-every", "1000", "--validate-every", "0", "--num-workers", "1"]
+    command = [sys.executable, "-P", "-m", *TORCHRUN, *MODULE, *parts.options(tmp_path, *many)]
+    environment = {**script.environment, "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    text = process.communicate(timeout=120)[0]
+    assert "is saved, the same command goes on from there" in text
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*.json")
+    assert 3 < json.loads(checkpoint.read_text())["step"] < 500
 
 
 @pytest.mark.parametrize(("family", "precision"), [("psi_dit", "bf16"), ("controlnet", "no")])
