@@ -4,6 +4,7 @@ What the papers leave open is taken from their closest relatives and marked so.
 """
 
 from eam_core.mim import MaskConfig
+from eam_core.presets import EMBEDDED
 from train.config import LoopConfig
 from train.control_task import ControlConfig
 from train.data import DataConfig
@@ -109,11 +110,11 @@ def tiny() -> ControlConfig:
 
 
 def debug() -> ControlConfig:
-    """Seconds on a CPU: proves the path, learns nothing."""
+    """Seconds on a CPU, on the embedded base: proves the path, learns nothing."""
     return ControlConfig(
         recipe="debug",
         run_dir="runs/debug",
-        parts=PartsConfig(),
+        parts=PartsConfig(base=str(EMBEDDED.base), autoencoder=str(EMBEDDED.autoencoder)),
         data=DataConfig(data=("data/photos",), crop_sizes=(64,), held_out=3, num_workers=0),
         objective=ObjectiveConfig(
             shift=1.0, tala="sigma", null_text=0.5, masked_steps=2, mask=MaskConfig(strategy="pms")

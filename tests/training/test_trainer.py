@@ -15,6 +15,7 @@ from torch import Tensor
 from eam_core.checkpoint import build_control, build_image_prompt, check_pair, mmdit_params
 from eam_core.denoiser import Text
 from eam_core.errors import EAMError
+from eam_core.presets import EMBEDDED
 from eam_core.weight_files import read_metadata, read_weights
 from train import train_vision_tower
 from train.control_task import ControlConfig, ControlTask
@@ -318,6 +319,13 @@ def test_recipes_hold_the_papers_numbers():
         0,
         80_000,
     )
+
+
+def test_debug_needs_nothing_but_photos(parts, script, tmp_path):
+    status, text = script.run("train_psi_dit", ["debug", "--data", str(parts.photos), "--run-dir", str(tmp_path)])
+    assert status == 0, text
+    control = build_control(read_weights(tmp_path / "control.safetensors"), "control")
+    check_pair(mmdit_params(read_weights(EMBEDDED.base)), control.params, "control")
 
 
 def test_help_explains_every_field(capsys):
