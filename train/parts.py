@@ -17,9 +17,9 @@ from eam_core.model.controlnet import ControlNet, ControlNetParams
 from eam_core.model.family import ControlFamily
 from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams, init_image_prompt
 from eam_core.model.layers import Factory
-from eam_core.model.mmdit import MMDiT
+from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
-from eam_core.presets import EMBEDDED
+from eam_core.pipeline import spec_of
 from eam_core.vision import VisionTower
 from eam_core.weight_files import read_weights
 from train.local_head import add_local_head
@@ -85,14 +85,14 @@ class Text(Protocol):
 
 
 class NoText:
-    """Stands in for a text cache: the zero tokens that a text-free base was trained with, whatever the caption."""
+    """Stands in for a text cache: zero tokens whatever the caption, as restoring without text encoders has them."""
 
-    def __init__(self, base: MMDiT):
-        """Read the sizes of the base."""
-        self.sizes = (1, EMBEDDED.num_null_tokens, base.params.context_size), (1, base.params.pooled_size)
+    def __init__(self, params: MMDiTParams, num_tokens: int):
+        """Take the sizes of the base, and how many zero tokens its family wants."""
+        self.sizes = (1, num_tokens, params.context_size), (1, params.pooled_size)
 
     def null(self) -> TrainingText:
-        """Return zero tokens [1, 4, context_size] and a zero vector [1, pooled_size]."""
+        """Return zero tokens [1, num_tokens, context_size] and a zero vector [1, pooled_size]."""
         return torch.zeros(self.sizes[0]), torch.zeros(self.sizes[1])
 
     def read(self, captions: list[str]) -> TrainingText:
@@ -122,7 +122,10 @@ def load_parts(config: PartsConfig, *, base_dtype: torch.dtype = torch.float32, 
         CheckpointError: a file is not what it should be, or they do not belong together.
     """
     base = build_mmdit(read_transformer(config.base), Path(config.base).name, Factory(dtype=base_dtype))
-    text: Text = TextCache(config.text_cache) if config.text_cache else NoText(base)
+    if config.text_cache:
+        text: Text = TextCache(config.text_cache)
+    else:
+        text = NoText(base.params, spec_of(config.base).num_null_tokens)
     _check_text(text, base, config.text_cache)
     tower = VisionTower(config.image_encoder) if config.image_encoder else None
     with torch.random.fork_rng(devices=[]):

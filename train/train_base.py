@@ -114,7 +114,7 @@ class BaseObjective(nn.Module):
         """Join the base with its frozen autoencoder."""
         super().__init__()
         self.base, self.autoencoder, self.seed = base, autoencoder.requires_grad_(False), seed
-        self.text = NoText(base)
+        self.text = NoText(base.params, EMBEDDED.num_null_tokens)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return "loss" and "sigma", both [B]."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder
 from eam_core.model.mmdit import MMDiT, MMDiTParams
+from eam_core.presets import EMBEDDED, NUM_NULL_TOKENS
 from eam_core.weight_files import save_weights
 from train.train_base import init_base
 
@@ -84,5 +85,5 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
         for block in base.joint_blocks:  # open the blocks, so that what they read matters
             torch.nn.init.normal_(block.x_block.adaLN_modulation[1].weight, std=0.05)  # type: ignore[union-attr]
     save_weights(made.autoencoder, autoencoder.state_dict())
-    save_weights(made.base, base.state_dict())
+    save_weights(made.base, base.state_dict(), training={NUM_NULL_TOKENS: EMBEDDED.num_null_tokens})
     return made

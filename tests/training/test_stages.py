@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from eam_core.checkpoint import build_autoencoder, build_control, build_mmdit, check_pair
-from eam_core.pipeline import spec_of
+from eam_core.pipeline import Restorer, spec_of
 from eam_core.presets import EMBEDDED
-from eam_core.weight_files import read_metadata, read_weights
+from eam_core.weight_files import read_metadata, read_weights, save_weights
 from train import train_autoencoder, train_base, train_few_step, train_psi_dit
 from train.control_task import ControlTask
 from train.objective import draw
@@ -104,6 +104,18 @@ def test_training_starts_as_the_base_itself(parts, options):
     latents, lr = torch.randn(2, 2, 16, 7, 10)
     given = latents, torch.tensor([900.0, 100.0]), torch.zeros(2, 4, 64), torch.zeros(2, 64)
     assert torch.equal(model(*given, lr), model.base(*given))
+
+
+def test_without_text_it_trains_on_the_tokens_that_restoring_without_text_gives(parts, tmp_path):
+    base, autoencoder = tmp_path / "base.safetensors", str(parts.autoencoder)
+    save_weights(base, read_weights(parts.base))  # without the note that it knows no text, as SD3's own files
+    config = parse_config(RECIPES, description="", argv=parts.options("unused", "--base", str(base)))
+    module = ControlTask(config).module
+    control = tmp_path / "control.safetensors"
+    save_weights(control, module.model.control.state_dict())
+    (restoring,) = Restorer.from_files(base=base, control=control, autoencoder=autoencoder).text.encode([""])
+    for ours, theirs in zip(module.texts([""], torch.tensor([False])), restoring):
+        assert torch.equal(ours, theirs)
 
 
 @torch.no_grad()
