@@ -120,6 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", nargs="+", help="training pictures; the recipe's when left out")
     parser.add_argument("--base", help="frozen base; the recipe's when left out")
     parser.add_argument("--autoencoder", help="autoencoder; the recipe's when left out")
+    parser.add_argument(
+        "--text-cache", help="of train.cache_text, with the captions of --data; the recipe's when left out"
+    )
     parser.add_argument("--count", type=int, default=16, help="held-out pictures that are scored, per degradation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--run-dir", default="runs/ablations", help="where the runs lie")
@@ -137,10 +140,15 @@ def base_config(options: argparse.Namespace) -> ControlConfig:
     try:
         loop = _given(config.loop, steps=options.steps, batch_size=options.batch_size)
         size = (options.crop_size,) if options.crop_size else None
+        captions = "sa" if options.text_cache else None
         return dataclasses.replace(
             config,
-            parts=_given(config.parts, base=options.base, autoencoder=options.autoencoder),
-            data=_given(config.data, data=tuple(options.data) if options.data else None, crop_sizes=size),
+            parts=_given(
+                config.parts, base=options.base, autoencoder=options.autoencoder, text_cache=options.text_cache
+            ),
+            data=_given(
+                config.data, data=tuple(options.data) if options.data else None, crop_sizes=size, captions=captions
+            ),
             objective=_given(config.objective, loss=options.loss),
             loop=dataclasses.replace(loop, validate_every=max(1, loop.steps // 6), save_every=max(1, loop.steps // 4)),
             val_size=options.crop_size or config.val_size,
@@ -159,7 +167,8 @@ def main() -> None:
     base, table = base_config(options), TABLES[options.table]
     if options.table == 5 and not base.parts.text_cache:
         raise EAMError(
-            f"expected a recipe with text for table 5, got {options.size!r}, whose base knows none; use --size eam"
+            f"expected a recipe with text for table 5, got {options.size!r}, whose base knows none; use --size eam, or "
+            "--base and --text-cache"
         )
     runs = plan(table, base, options.seeds, options.mask_share, options.run_dir)
     _execute_all(runs, options.jobs, options.count)

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+import torch
 from scipy import stats
 
+from eam_core.denoiser import Text
 from train import ablate
 from train.ablation_plan import TABLES, arm_config, arms_for
 from train.ablation_report import interval
 from train.options import run_script
 from train.recipes import RECIPES
+from train.text_cache import TextCache
 
 
 def test_the_papers_rows_are_there():
@@ -76,3 +80,25 @@ def test_prompts_need_a_base_that_knows_text(parts, tmp_path, monkeypatch, capsy
         run_script(ablate.main)
     assert end.value.code == 2
     assert "expected a recipe with text for table 5, got 'debug'" in capsys.readouterr().err
+
+
+def test_prompts_are_trained_and_tested_as_the_arms_say(parts, tmp_path, monkeypatch):
+    shutil.copytree(parts.photos, tmp_path / "photos")
+    cache = TextCache.create(tmp_path / "cache", "random")
+    generator = torch.Generator().manual_seed(0)
+    captions = [""]
+    for photo in parts.photos.iterdir():
+        for kind in ("sa", "da"):
+            captions.append(f"{kind} of {photo.stem}")
+            (tmp_path / "photos" / f"{photo.stem}.{kind}.txt").write_text(captions[-1])
+    for caption in captions:
+        text = Text(torch.randn(1, 5, 64, generator=generator), torch.randn(1, 64, generator=generator))
+        cache.write(caption, text)
+    options = ("--text-cache", str(cache.folder), "--data", str(tmp_path / "photos"), "--seeds", "0")
+    monkeypatch.setattr("sys.argv", arguments(parts, tmp_path, "5", *options))
+    ablate.main()
+    runs = {run.name: sorted(file.name for file in run.glob("scores-*")) for run in (tmp_path / "runs").iterdir()}
+    assert sorted(runs.values()) == [["scores-da.json", "scores-sa.json"], ["scores-sa.json"]]
+    (twice,) = (tmp_path / "runs" / name for name, files in runs.items() if len(files) == 2)
+    assert (twice / "scores-da.json").read_text() != (twice / "scores-sa.json").read_text()
+    assert "DA, tested with SA" in (tmp_path / "results" / "table5.md").read_text()
