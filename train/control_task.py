@@ -23,7 +23,7 @@ from train.pairs import PairConfig, Pairs, make_pairs, psnr
 from train.parts import Parts, PartsConfig, TrainingText, load_parts
 from train.restoring import random_positions, sample, strips
 from train.seeding import generator, sample_seed
-from train.trainer import Validation
+from train.task import Validation
 
 SHARDED = {"JointBlock", "ControlBlock", "ImagePromptBlock"}
 

@@ -23,7 +23,8 @@ from train.config import LoopConfig
 from train.data import Batch, DataConfig, TrainingData
 from train.options import parse_config, run_script
 from train.pairs import gradient_l1, pixel_l1, psnr
-from train.trainer import Trainer, Validation
+from train.task import Validation
+from train.trainer import Trainer
 
 Phase = Literal["linear", "decoder"]
 VAL_COUNT, INIT_COUNT = 48, 400

@@ -26,7 +26,8 @@ from train.options import parse_config, run_script
 from train.parts import NoText
 from train.restoring import random_positions
 from train.seeding import generator, sample_seed
-from train.trainer import Trainer, Validation
+from train.task import Validation
+from train.trainer import Trainer
 
 PASS_GAIN = 0.5  # size of the embedded patch beside its position: LayerNorm then hardly depends on the patch
 VAL_COUNT = 16

@@ -31,7 +31,8 @@ from train.pairs import PairConfig, Pairs, gradient_l1, make_pairs, pixel_l1, ps
 from train.parts import Parts, PartsConfig, load_parts
 from train.restoring import random_positions, sample, strips
 from train.seeding import generator, sample_seed
-from train.trainer import Trainer, Validation
+from train.task import Validation
+from train.trainer import Trainer
 
 CLEAN_EVERY = 4
 VAL_COUNT = 12

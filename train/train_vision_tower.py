@@ -23,7 +23,8 @@ from train.config import LoopConfig
 from train.data import Batch, DataConfig
 from train.options import parse_config, run_script
 from train.pairs import PairConfig, degrade_each
-from train.trainer import Trainer, Validation
+from train.task import Validation
+from train.trainer import Trainer
 
 FOLDER = "tower"
 UNREAD = ("vision_model.post_layernorm.", "visual_projection.")  # make the pooled embedding, which is not trained on

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -27,40 +27,11 @@ from eam_core.errors import EAMError
 from train.config import LoopConfig
 from train.data import Batch, DataConfig, DataError, TrainingData
 from train.run_folder import RunFolder, write_text
+from train.task import Task, Validation
 from train.totals import Totals
 from train.training_state import TrainingState
 
 EXIT_STOPPED = 128 + signal.SIGTERM
-
-
-class Validation(NamedTuple):
-    """Scores by name, and pictures [3, H, W] in [0, 1] by name."""
-
-    scores: dict[str, float]
-    pictures: dict[str, Tensor]
-
-
-class Task(Protocol):
-    """What is trained and how: all that the trainer does not know.
-
-    `module(batch, step)` returns named tensors: "loss" [B] is minimised, others are logged as means; with "sigma" [B]
-    the loss is logged per band of sigma as well. Parameters that shall not be trained have requires_grad False.
-    """
-
-    name: str
-    module: nn.Module
-    batches_may_leave_parts_unused: bool
-    unsharded: tuple[str, ...]  # frozen submodules that FSDP leaves whole, in their own precision
-    val_count: int  # held-out pictures that are validated
-    val_size: int  # their size in pixels
-
-    def validate(self, batch: Batch) -> Validation:
-        """Score the module on held-out pictures; its trained weights are the averaged ones during this call."""
-        ...
-
-    def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
-        """Write the averaged weights (by parameter name of the module) as users load them."""
-        ...
 
 
 class Trainer:
@@ -126,7 +97,7 @@ class Trainer:
         if main:
             self.folder.cut_log(start)
         self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=start) if main else None
-        self.started, self.first_step = time.monotonic(), start
+        self.started, self.first_step, self.num_images = time.monotonic(), start, 0
         quiet = {} if main else {"disable": True}  # not told otherwise, TQDM_DISABLE decides
         self.progress = tqdm(
             total=self.loop.steps, initial=start, desc=self.task.name, dynamic_ncols=True, mininterval=1, **quiet
@@ -162,34 +133,38 @@ class Trainer:
                     out = self.module(batch, step)
                 self.accelerator.backward(out["loss"].mean() / self.loop.accumulation)
             done.append((batch, {name: value.detach() for name, value in out.items()}))
-        self._check_finite(step, done)
         norm = self.accelerator.clip_grad_norm_(self.state.trained.values(), self.loop.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._check_finite(step, done, norm)
         self.optimizer.step()
         self.state.update_average(min(self.loop.ema, (1 + step) / (10 + step)))
         for _, out in done:
             self.totals.add(out)
-        self.totals.add({"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
+        self.totals.add({"grad_norm": norm})
+        self.num_images += sum(len(batch.hr) for batch, _ in done) * self.accelerator.num_processes
 
-    def _check_finite(self, step: int, done: list[tuple[Batch, Mapping[str, Tensor]]]) -> None:
-        """Stop all processes before weights are touched when a loss of any of them is not finite."""
-        bad = sum((~out["loss"].isfinite()).sum() for _, out in done)
-        assert isinstance(bad, Tensor)
+    def _check_finite(self, step: int, done: list[tuple[Batch, Mapping[str, Tensor]]], norm: Tensor) -> None:
+        """Stop all processes before weights are touched when a loss or the gradient of any of them is not finite."""
+        bad = torch.stack([(~value.isfinite()).sum() for value in (norm, *(out["loss"] for _, out in done))]).sum()
         if self.accelerator.reduce(bad.float(), "sum").item() == 0:
             return
         batches = [
             {"keys": batch.keys, "seeds": batch.seeds.tolist(), "loss": out["loss"].tolist()} for batch, out in done
         ]
         file = self.folder.path / f"nonfinite-step-{step}-process-{self.accelerator.process_index}.json"
-        write_text(file, json.dumps({"step": step, "batches": batches, "config": self.config}, indent=2))
+        write_text(
+            file,
+            json.dumps({"step": step, "grad_norm": norm.item(), "batches": batches, "config": self.config}, indent=2),
+        )
         raise EAMError(
-            f"expected a finite loss, got another at step {step}; its samples are listed in {file}, the last "
-            "checkpoint is untouched; lower --lr or --clip, or raise --warmup, in a new --run-dir"
+            f"expected a finite loss and gradient, got another at step {step}; its samples are listed in {file}, the "
+            "last checkpoint is untouched; lower --lr or --clip, or raise --warmup, in a new --run-dir"
         )
 
     def _after_step(self, done: int) -> None:
         """Log, save and validate when it is time; stop when a signal asked for it."""
         loop, last = self.loop, done == self.loop.steps
-        speed = (done - self.first_step) * loop.batch_size / (time.monotonic() - self.started)
+        speed = self.num_images / (time.monotonic() - self.started)
         self.progress.set_postfix_str(f"{speed:.3g} images/s", refresh=False)
         self.progress.update()
         if done % loop.log_every == 0 or last:
@@ -265,7 +240,7 @@ class Trainer:
             "steps": self.loop.steps,
             "steps_since_last_start": steps,
             "seconds_since_last_start": round(seconds, 1),
-            "images_per_second": round(steps * self.loop.batch_size / seconds, 2),
+            "images_per_second": round(self.num_images / seconds, 2),
             "validation": validation.scores,
             "exported": [path.name for path in getattr(self, "exported", [])],
             "trained_parameters": sum(value.numel() for value in self.state.average.values()),

@@ -18,7 +18,8 @@ from eam_core.errors import EAMError
 from eam_core.presets import EMBEDDED
 from eam_core.weight_files import read_metadata, read_weights
 from train import train_vision_tower
-from train.control_task import ControlConfig, ControlTask
+from train.control_task import ControlConfig, ControlObjective, ControlTask
+from train.data import TrainingData
 from train.options import parse_config
 from train.recipes import RECIPES
 from train.text_cache import TextCache
@@ -293,13 +294,55 @@ def test_other_seeds_give_other_weights(parts, run_dir, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(parts, tmp_path):
-    with pytest.raises(EAMError, match="expected a finite loss, got another at step"):
+    with pytest.raises(EAMError, match="expected a finite loss and gradient, got another at step"):
         trained(parts, tmp_path, "--lr", "1e30", "--warmup", "0")
     (file,) = tmp_path.glob("nonfinite-step-*.json")
     report = json.loads(file.read_text())
     (batch,) = report["batches"]
     assert len(batch["keys"]) == len(batch["loss"]) == 2
     assert report["config"]["loop"]["lr"] == 1e30
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(parts, tmp_path, monkeypatch):
+    class Broken(torch.autograd.Function):
+        """A loss that is fine and a gradient that is not, as an overflow in half precision makes it."""
+
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    right = ControlObjective.forward
+
+    def broken(self, batch, step):
+        out = right(self, batch, step)
+        return {**out, "loss": Broken.apply(out["loss"])} if step == 2 else out
+
+    monkeypatch.setattr(ControlObjective, "forward", broken)
+    with pytest.raises(EAMError, match="got another at step 2"):
+        trained(parts, tmp_path, "--save-every", "2")
+    assert all(value.isfinite().all() for value in last_checkpoint(tmp_path).values())
+    assert json.loads(next(tmp_path.glob("nonfinite-*.json")).read_text())["batches"]
+
+
+def test_images_per_second_counts_what_was_trained(parts, tmp_path):
+    """A larger crop makes a smaller batch: of four images at 64 px, one at 128 px."""
+    trained(parts, tmp_path, "--crop-sizes", "64", "128", "--batch-size", "4", "--steps", "6", "--log-every", "6")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    images = summary["images_per_second"] * summary["seconds_since_last_start"]
+    sizes = [
+        len(b.hr) for b in batches_of(configured(parts, tmp_path, "--crop-sizes", "64", "128", "--batch-size", "4"), 6)
+    ]
+    assert set(sizes) == {1, 4}
+    assert images == pytest.approx(sum(sizes), rel=0.1)
+
+
+def batches_of(config: ControlConfig, count: int) -> list:
+    batches = TrainingData(config.data, seed=config.loop.seed, batch_size=config.loop.batch_size).batches()
+    return [next(batches) for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
