@@ -16,7 +16,8 @@ class Arm:
 
     Attributes:
         name: as the table prints it.
-        parts, data: fields of these nested configs that differ from the recipe.
+        parts: fields of this nested config that differ from the recipe.
+        data: the same.
         mask: of the masked steps; None leaves the recipe's.
         test_captions: kind of caption used when scoring, where it is not that of training.
     """
@@ -38,7 +39,6 @@ class Table:
     arms: tuple[Arm, ...]
 
 
-_PSI_DIT = Arm(name="Psi-DiT")
 TABLES = {
     table.number: table
     for table in (
@@ -50,7 +50,7 @@ TABLES = {
             arms=(
                 Arm(name="DiT-ControlNet", parts={"family": "controlnet", "local_heads": 0}),
                 Arm(name="Psi-DiT, no local heads", parts={"local_heads": 0}),
-                _PSI_DIT,
+                Arm(name="Psi-DiT"),
             ),
         ),
         Table(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from eam_core.checkpoint import IMAGE_PROMPT_PREFIX
 from eam_core.errors import CheckpointError, EAMError
 from eam_core.flow import schedule, timestep
 from eam_core.mim import keep_tokens, mask_ratio
@@ -23,7 +24,7 @@ from train.pairs import PairConfig, Pairs, make_pairs, psnr
 from train.parts import Parts, PartsConfig, TrainingText, load_parts
 from train.restoring import random_positions, sample, strips
 from train.seeding import generator, sample_seed
-from train.task import Validation
+from train.task import Validation, averaged_state
 
 SHARDED = {"JointBlock", "ControlBlock", "ImagePromptBlock"}
 
@@ -194,11 +195,10 @@ class ControlTask:
     def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
         """Write control.safetensors: the control, and the image prompt under its prefix."""
         model = self.module.model
-        state = dict(model.control.state_dict())
+        state = averaged_state(model.control, averaged, "model.control.")
         if model.image_prompt is not None:
-            state |= {f"image_prompt.{key}": value for key, value in model.image_prompt.state_dict().items()}
-        for name, value in averaged.items():
-            state[name.removeprefix("model.").removeprefix("control.")] = value
+            prompt = averaged_state(model.image_prompt, averaged, "model.image_prompt.")
+            state |= {IMAGE_PROMPT_PREFIX + key: value for key, value in prompt.items()}
         path = folder / "control.safetensors"
         save_weights(path, state, training={"kind": "control", **training})
         return [path]

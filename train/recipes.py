@@ -3,6 +3,8 @@
 What the papers leave open is taken from their closest relatives and marked so.
 """
 
+from dataclasses import replace
+
 from eam_core.mim import MaskConfig
 from eam_core.presets import EMBEDDED
 from train.config import LoopConfig
@@ -29,7 +31,6 @@ _STOCK = PairConfig(presets=("stock",), preset_weights=(1.0,))
 _SD3_LOOP = LoopConfig(
     steps=30_000,
     batch_size=64,
-    accumulation=1,
     lr=5e-5,
     lr_schedule="constant",
     warmup=500,
@@ -63,34 +64,29 @@ def eam() -> ControlConfig:
 
 def consissr() -> ControlConfig:
     """ConsisSR's two ideas on the same base: TALA with exponent 10 and the image prompt (HPA); 512 px as there."""
-    return ControlConfig(
+    return replace(
+        eam(),
         recipe="consissr",
         run_dir="runs/consissr",
-        parts=PartsConfig(**{**vars(_SD3), "image_encoder": "runs/vision_tower/tower"}),
-        data=DataConfig(**{**vars(_SD3_DATA), "crop_sizes": (512,)}),
-        pairs=_STOCK,
+        parts=replace(_SD3, image_encoder="runs/vision_tower/tower"),
+        data=replace(_SD3_DATA, crop_sizes=(512,)),
         objective=ObjectiveConfig(tala="sigma", tala_exponent=10.0),
-        loop=LoopConfig(**{**vars(_SD3_LOOP), "steps": 200_000, "lr": 1e-4}),
+        loop=replace(_SD3_LOOP, steps=200_000, lr=1e-4),
         val_size=512,
         val_count=8,
-        val_steps=28,
         val_sigma_start=0.94,
     )
 
 
 def controlnet() -> ControlConfig:
     """The ablation's other arm (Table 2): DiT-ControlNet, 80,000 iterations, no masks."""
-    return ControlConfig(
+    return replace(
+        eam(),
         recipe="controlnet",
         run_dir="runs/controlnet",
-        parts=PartsConfig(**{**vars(_SD3), "family": "controlnet", "num_blocks": 12}),
-        data=_SD3_DATA,
-        pairs=_STOCK,
-        loop=LoopConfig(**{**vars(_SD3_LOOP), "steps": 80_000}),
-        val_size=1024,
-        val_count=4,
-        val_steps=28,
-        val_sigma_start=1.0,
+        parts=replace(_SD3, family="controlnet", num_blocks=12),
+        objective=ObjectiveConfig(),
+        loop=replace(_SD3_LOOP, steps=80_000),
     )
 
 

@@ -37,3 +37,15 @@ class Task(Protocol):
     def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
         """Write the averaged weights (by parameter name of the module) as users load them."""
         ...
+
+
+def averaged_state(part: nn.Module, averaged: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return a submodule's state dict with the averaged weights in place of those trained.
+
+    Args:
+        part: the submodule.
+        averaged: what `Task.export` is given.
+        prefix: under which the part's parameters stand there, e.g. "model.control.".
+    """
+    own = {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}
+    return {**part.state_dict(), **own}

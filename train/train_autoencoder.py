@@ -23,7 +23,7 @@ from train.config import LoopConfig
 from train.data import Batch, DataConfig, TrainingData
 from train.options import parse_config, run_script
 from train.pairs import gradient_l1, pixel_l1, psnr
-from train.task import Validation
+from train.task import Validation, averaged_state
 from train.trainer import Trainer
 
 Phase = Literal["linear", "decoder"]
@@ -119,8 +119,7 @@ class AutoencoderTask:
 
     def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
         """Write autoencoder.safetensors."""
-        state = dict(self.module.autoencoder.state_dict())
-        state |= {name.removeprefix("autoencoder."): value for name, value in averaged.items()}
+        state = averaged_state(self.module.autoencoder, averaged, "autoencoder.")
         save_weights(folder / FILE, state, training={"kind": "autoencoder", **training})
         return [folder / FILE]
 

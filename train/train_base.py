@@ -26,7 +26,7 @@ from train.options import parse_config, run_script
 from train.parts import NoText
 from train.restoring import random_positions
 from train.seeding import generator, sample_seed
-from train.task import Validation
+from train.task import Validation, averaged_state
 from train.trainer import Trainer
 
 PASS_GAIN = 0.5  # size of the embedded patch beside its position: LayerNorm then hardly depends on the patch
@@ -154,8 +154,7 @@ class BaseTask:
 
     def export(self, averaged: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any]) -> list[Path]:
         """Write base.safetensors, marked as trained without text."""
-        state = dict(self.module.base.state_dict())
-        state |= {name.removeprefix("base."): value for name, value in averaged.items()}
+        state = averaged_state(self.module.base, averaged, "base.")
         path = folder / "base.safetensors"
         notes = {"kind": "mmdit", NUM_NULL_TOKENS: EMBEDDED.num_null_tokens, **training}
         save_weights(path, state, training=notes)

@@ -31,7 +31,7 @@ from train.pairs import PairConfig, Pairs, gradient_l1, make_pairs, pixel_l1, ps
 from train.parts import Parts, PartsConfig, load_parts
 from train.restoring import random_positions, sample, strips
 from train.seeding import generator, sample_seed
-from train.task import Validation
+from train.task import Validation, averaged_state
 from train.trainer import Trainer
 
 CLEAN_EVERY = 4
@@ -160,8 +160,7 @@ class FewStepTask:
             ("control", "model.control.", self.module.model.control),
             ("autoencoder", "autoencoder.", self.module.autoencoder),
         ):
-            state = dict(part.state_dict())  # type: ignore[attr-defined]
-            state |= {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}
+            state = averaged_state(part, averaged, prefix)
             written.append(folder / f"{kind}.safetensors")
             save_weights(written[-1], state, training={**training, "kind": kind})
         return written
