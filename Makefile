@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest --import-mode=importlib
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test check clean
+.PHONY: help venv install metrics demo test check weights scores clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,10 +21,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: venv ## venv, and a ComfyUI (COMFYUI_PATH, or a cached copy) with what it needs
 	@$(PY) tools/comfy_install.py
 
+metrics: $(VENV)/.metrics ## venv, and what scores and the perceptual loss need
+
+$(VENV)/.metrics: train/metrics.txt $(VENV)/.installed
+	$(PY) -m pip install -c constraints.txt --no-deps -r train/metrics.txt
+	$(PY) -m pip install -c constraints.txt -e '.[metrics]'
+	@touch $@
+
 demo: install ## restore the bundled photo in a real ComfyUI; SERVE=1 leaves it running
 	@$(PY) tools/demo.py $(if $(filter 1,$(SERVE)),--serve)
 
-test: install ## run all tests, a real ComfyUI included
+test: install metrics ## run all tests, a real ComfyUI included
 	$(PYTEST) tests
 
 check: install ## lint, types, import rules and the core's tests: the fast loop
@@ -33,6 +40,43 @@ check: install ## lint, types, import rules and the core's tests: the fast loop
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pyright
 	$(PYTEST) tests/core
+
+# Every stage goes on where it was stopped; RECIPE=debug proves the way in a minute.
+RECIPE ?= tiny
+DATA ?= data/photos
+RUNS ?= runs/weights-$(RECIPE)
+AUTOENCODER := $(RUNS)/autoencoder/autoencoder.safetensors
+BASE := $(RUNS)/base/base.safetensors
+CONTROL := $(RUNS)/control/control.safetensors
+weights: metrics $(DATA)/photos.json ## train the embedded default, from photo packages to RUNS/packed; hours on a CPU
+	$(PY) -m train.train_autoencoder $(RECIPE) --data $(DATA) --run-dir $(RUNS)/autoencoder
+	$(PY) -m train.train_base $(RECIPE) --data $(DATA) --run-dir $(RUNS)/base --autoencoder $(AUTOENCODER)
+	$(PY) -m train.train_psi_dit $(RECIPE) --data $(DATA) --run-dir $(RUNS)/control --autoencoder $(AUTOENCODER) --base $(BASE)
+	$(PY) -m train.train_few_step $(RECIPE) --data $(DATA) --run-dir $(RUNS)/few_step --autoencoder $(AUTOENCODER) \
+		--base $(BASE) --start $(CONTROL)
+	$(PY) -m train.train_few_step $(RECIPE:tiny=perceptual) --data $(DATA) --run-dir $(RUNS)/perceptual --base $(BASE) \
+		--autoencoder $(RUNS)/few_step/autoencoder.safetensors --start $(RUNS)/few_step/control.safetensors
+	$(PY) -m train.pack_embedded --autoencoder $(RUNS)/perceptual/autoencoder.safetensors --base $(BASE) \
+		--control $(RUNS)/perceptual/control.safetensors --out $(RUNS)/packed
+
+$(DATA)/photos.json:
+	$(PY) -m train.prepare_photos --out $(DATA)
+
+# The embedded default and its peers on the same inputs: the tables of the model card. The default is restored anew.
+METHODS := ours realesrgan realsr dat-light bicubic lanczos
+METRICS ?= stlpips psnr ssim psnr-lr
+scores: metrics ## score the default beside other systems on the test photos: output/scores; an hour on a CPU
+	$(PY) -m pip install -c constraints.txt --no-deps -r tests/bench/peers.txt
+	$(PY) -m train.prepare_test_set photos --out output/testset
+	for preset in plain light stock; do \
+		rm -rf output/peers/$$preset/ours; \
+		$(PY) tests/bench/peers.py output/testset/lr-$$preset output/peers/$$preset && \
+		$(PY) -m train.evaluate --protocol offline --metrics $(METRICS) --extremes stlpips --hr output/testset/hr \
+			--lr output/testset/lr-$$preset --out output/scores/$$preset \
+			--sr $(foreach method,$(METHODS),$(method)=output/peers/$$preset/$(method)) || exit 1; \
+	done
+	$(PY) -m train.dial_curve output/testset --out output/scores
+	$(PY) tests/bench/seams.py output/testset/lr-plain
 
 clean: ## remove .venv, .cache, the demo's output and the tools' caches
 	rm -rf $(VENV) .cache output/demo .pytest_cache .ruff_cache .import_linter_cache *.egg-info

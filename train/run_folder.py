@@ -138,7 +138,7 @@ def write_text(path: Path, text: str) -> None:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise DiskError(f"could not write {path} ({error}); free some space or choose another --run-dir") from error
+        raise DiskError(f"could not write {path} ({error}); free some space or choose another folder") from error
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

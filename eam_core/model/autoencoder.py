@@ -2,8 +2,8 @@
 
 The encoder is one lapped linear transform: it starts as the 16 leading principal components of 8 x 8 patches. The
 decoder is its transpose plus a residual network that works at 1/8 and 1/4 size, about ten times cheaper than
-convolutions at full size. SD3's own autoencoder is not rewritten here: hosts bring theirs, the command line takes
-diffusers'.
+convolutions at full size, and a few narrow ones at full size that hide where patches meet. SD3's own autoencoder is not
+rewritten here: hosts bring theirs, the command line takes diffusers'.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ DOWNSCALE = 8
 PATCH = 8
 EDGE_LIMIT = 0.4  # of 2; a jump between patches that is larger belongs to the picture
 LAP = 4  # pixels that each 8 x 8 patch sees of its neighbours
+DETAIL = 8  # channels that the reduced sizes hand to the full one
 
 
 def scale_latents(raw: Tensor) -> Tensor:
@@ -41,13 +42,14 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderParams:
-    """Widths and block counts of the decoder's residual network at 1/8 size (`coarse`) and 1/4 size (`fine`)."""
+    """Widths and block counts of the decoder's residual network at 1/8 size (`coarse`), 1/4 (`fine`) and 1 (`full`)."""
 
     latent_channels: int = 16
     coarse_width: int = 160
     coarse_blocks: int = 4
     fine_width: int = 64
     fine_blocks: int = 2
+    full_width: int = 24
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "AutoencoderParams":
@@ -58,6 +60,7 @@ class AutoencoderParams:
             coarse_blocks=sum(key.startswith("decoder.coarse.") and key.endswith("conv1.weight") for key in state),
             fine_width=state["decoder.leave.weight"].shape[1],
             fine_blocks=sum(key.startswith("decoder.fine.") and key.endswith("conv1.weight") for key in state),
+            full_width=state["decoder.finish.weight"].shape[1],
         )
 
 
@@ -97,18 +100,22 @@ class ResidualBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Lapped linear synthesis plus a residual picture from convolutions at reduced size."""
+    """Lapped linear synthesis, plus a residual picture from convolutions at reduced size, plus one at full size."""
 
     def __init__(self, params: AutoencoderParams):
         super().__init__()
-        coarse, fine = params.coarse_width, params.fine_width
+        coarse, fine, full = params.coarse_width, params.fine_width, params.full_width
         self.linear = nn.ConvTranspose2d(params.latent_channels, 3, PATCH + 2 * LAP, stride=PATCH, padding=LAP)
         self.enter = nn.Conv2d(params.latent_channels, coarse, 3, padding=1, padding_mode="replicate")
         self.coarse = nn.Sequential(*(ResidualBlock(coarse) for _ in range(params.coarse_blocks)))
         self.widen = nn.Conv2d(coarse, 4 * fine, 3, padding=1, padding_mode="replicate")
         self.fine = nn.Sequential(*(ResidualBlock(fine) for _ in range(params.fine_blocks)))
         self.leave = nn.Conv2d(fine, 3 * 16, 3, padding=1, padding_mode="replicate")
-        for parameter in self.leave.parameters():
+        self.spread = nn.Conv2d(fine, DETAIL * 16, 3, padding=1, padding_mode="replicate")
+        self.mix1 = nn.Conv2d(3 + DETAIL, full, 3, padding=1, padding_mode="replicate")
+        self.mix2 = nn.Conv2d(full, full, 3, padding=1, padding_mode="replicate")
+        self.finish = nn.Conv2d(full, 3, 3, padding=1, padding_mode="replicate")
+        for parameter in (*self.leave.parameters(), *self.finish.parameters()):
             nn.init.zeros_(parameter)
 
     def synthesize(self, raw: Tensor) -> Tensor:
@@ -119,7 +126,9 @@ class Decoder(nn.Module):
     def forward(self, raw: Tensor) -> Tensor:
         x = self.widen(self.coarse(self.enter(raw)))
         x = self.fine(F.pixel_shuffle(x, 2))
-        return self.synthesize(raw) + F.pixel_shuffle(self.leave(x), 4)
+        picture = soften_patch_borders(self.synthesize(raw) + F.pixel_shuffle(self.leave(x), 4))
+        x = torch.cat([picture, F.pixel_shuffle(self.spread(x), 4)], dim=1)
+        return picture + self.finish(F.silu(self.mix2(F.silu(self.mix1(x)))))
 
 
 class PatchAutoencoder(nn.Module):
@@ -139,7 +148,7 @@ class PatchAutoencoder(nn.Module):
 
     def decode(self, raw: Tensor) -> Tensor:
         """Return images [B, 3, 8H, 8W], about in [-1, 1], from raw latents."""
-        return soften_patch_borders(self.decoder(raw))
+        return self.decoder(raw)
 
     @torch.no_grad()
     def init_from_patches(self, patches: Tensor) -> None:

@@ -92,6 +92,7 @@ def test_autoencoder_is_found_again(tmp_path, channels, coarse, fine):
         coarse_blocks=coarse[1],
         fine_width=fine[0],
         fine_blocks=fine[1],
+        full_width=coarse[1] + 4,
     )
     expected = weights(PatchAutoencoder(params))
     save_weights(tmp_path / "x.safetensors", expected)

@@ -19,9 +19,9 @@ from train.text_cache import TextCache
 
 def test_the_papers_rows_are_there():
     names = {number: [arm.name for arm in table.arms] for number, table in TABLES.items()}
-    assert set(names) == {2, 3, 4, 5}
-    assert names[4] == ["no mask", "fixed 0.50", "fixed 0.75", "fixed 0.85", "random 0.75-1.00", "PMS"]
-    assert [len(names[number]) for number in (2, 3, 5)] == [3, 4, 3]
+    assert set(names) == {"2", "3", "4", "5", "attention"}
+    assert names["4"] == ["no mask", "fixed 0.50", "fixed 0.75", "fixed 0.85", "random 0.75-1.00", "PMS"]
+    assert [len(names[number]) for number in ("2", "3", "5", "attention")] == [3, 4, 3, 4]
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "eam"])
@@ -34,12 +34,12 @@ def test_arms_differ_from_each_other_and_in_nothing_else_than_they_say(recipe, n
     for config in configs:
         assert config["loop"] == {**dataclasses.asdict(base.loop), "seed": 7}
         assert config["pairs"] == dataclasses.asdict(base.pairs)
-    assert (number == 2 and recipe == "eam") == (len(arms) < len(TABLES[number].arms))
+    assert (number in ("2", "attention") and recipe == "eam") == (len(arms) < len(TABLES[number].arms))
 
 
 def test_masks_take_their_share_of_the_steps_and_end():
     base = RECIPES["tiny"]()
-    for arm in TABLES[4].arms:
+    for arm in TABLES["4"].arms:
         objective = arm_config(base, arm, seed=0, mask_share=0.7).objective
         assert objective.masked_steps == (0 if arm.name == "no mask" else round(0.7 * base.loop.steps))
 

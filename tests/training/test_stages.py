@@ -3,6 +3,8 @@
 import importlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,21 +14,24 @@ import torch
 from eam_core.checkpoint import build_autoencoder, build_control, build_mmdit, check_pair
 from eam_core.pipeline import Restorer, spec_of
 from eam_core.presets import EMBEDDED
+from eam_core.restore_config import RestoreConfig
 from eam_core.weight_files import read_metadata, read_weights, save_weights
 from train import train_autoencoder, train_base, train_few_step, train_psi_dit
 from train.control_task import ControlTask
 from train.objective import draw
 from train.options import parse_config
+from train.pairs import grid_strength
 from train.recipes import RECIPES
 
 
 class Stages(NamedTuple):
-    """Folders of the four stages' runs."""
+    """Folders of the stages' runs."""
 
     autoencoder: Path
     base: Path
     control: Path
     few_step: Path
+    perceptual: Path
 
 
 def run_main(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -37,20 +42,24 @@ def run_main(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Non
 
 @pytest.fixture(scope="module")
 def stages(parts, tmp_path_factory) -> Stages:
-    root = tmp_path_factory.mktemp("stages")
-    made = Stages(*(root / name for name in Stages._fields))
-    autoencoder = str(made.autoencoder / "autoencoder.safetensors")
-    base, control = str(made.base / "base.safetensors"), str(made.control / "control.safetensors")
-    networks = ["--autoencoder", autoencoder, "--base", base]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, folder, more in (
-            ("train_autoencoder", made.autoencoder, []),
-            ("train_base", made.base, ["--autoencoder", autoencoder]),
-            ("train_psi_dit", made.control, networks),
-            ("train_few_step", made.few_step, [*networks, "--start", control]),
-        ):
-            run_main(name, patch, "debug", "--data", str(parts.photos), "--run-dir", str(folder), *more)
-    return made
+    """What `make weights RECIPE=debug` leaves, from photos that are there already."""
+    runs = tmp_path_factory.mktemp("weights")
+    (Path(parts.photos) / "photos.json").write_text("[]")
+    variables = {"RECIPE": "debug", "DATA": parts.photos, "RUNS": runs, "PY": sys.executable}
+    command = ["make", "-o", "metrics", "weights", *(f"{name}={value}" for name, value in variables.items())]
+    made = subprocess.run(command, cwd=Path(train_base.__file__).parents[1], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-2000:]
+    return Stages(*(runs / name for name in Stages._fields))
+
+
+@torch.no_grad()
+def test_the_packed_files_restore_a_picture(stages):
+    packed = stages.base.parent / "packed"
+    files = {name: packed / getattr(EMBEDDED, name).name for name in ("base", "control", "autoencoder")}
+    assert all(weight.dtype == torch.float16 for weight in read_weights(files["control"]).values())
+    restorer = Restorer.from_files(**files)
+    result = restorer.restore(torch.rand(1, 3, 24, 40), RestoreConfig.from_spec(restorer.spec, tile=128))
+    assert result.shape == (1, 3, 96, 160) and result.std() > 0.01
 
 
 def test_files_load_and_fit_together(stages):
@@ -58,7 +67,7 @@ def test_files_load_and_fit_together(stages):
     base = build_mmdit(read_weights(stages.base / "base.safetensors"), "base")
     assert autoencoder.params == train_autoencoder.debug().params
     assert base.params == train_base.debug().params
-    for folder in (stages.control, stages.few_step):
+    for folder in (stages.control, stages.few_step, stages.perceptual):
         check_pair(base.params, build_control(read_weights(folder / "control.safetensors"), "x").params, "control")
     build_autoencoder(read_weights(stages.few_step / "autoencoder.safetensors"), "tuned")
 
@@ -175,6 +184,7 @@ def test_options_override_the_recipe_at_any_depth(parts, stages, tmp_path, monke
         (train_base, ["huge"], "invalid choice: 'huge'"),
         (train_base, [], "the following arguments are required: recipe"),
         (train_autoencoder, ["debug", "--nonsense", "1"], "unrecognized arguments: --nonsense 1"),
+        (train_few_step, ["debug", "--l1-steps", "9"], "expected l1_steps from 0 to steps 2, got 9"),
         (train_few_step, ["debug", "--start", ""], "expected control weights to tune, got an empty start"),
         (train_psi_dit, ["debug", "--presets", "a", "b", "c"], "expected presets among ['light', 'plain', 'stock']"),
     ],
@@ -204,3 +214,13 @@ def test_bad_files_end_with_status_2_and_one_sentence(parts, script, tmp_path, o
     assert status == 2, text
     lines = [line for line in text.splitlines() if "Warning" not in line and not line.startswith(" ")]
     assert len(lines) == 1 and message in lines[0], text
+
+
+def test_grid_strength_finds_detail_that_keeps_to_places_of_a_patch():
+    noise = torch.randn(4, 3, 130, 130, generator=torch.Generator().manual_seed(0))
+    assert grid_strength(noise) < 0.05
+    places = torch.ones(8, 8)
+    places[2:4, 2:4] = 3
+    assert grid_strength(noise * places.repeat(17, 17)[:130, :130]) > 0.1
+    pattern = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)).repeat(17, 17)[:130, :130]
+    assert grid_strength(noise + pattern) > 0.3
