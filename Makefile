@@ -41,23 +41,23 @@ check: install ## lint, types, import rules and the core's tests: the fast loop
 	$(VENV)/bin/pyright
 	$(PYTEST) tests/core
 
-# Every stage goes on where it was stopped; RECIPE=debug proves the way in a minute.
+# Every stage goes on where it was stopped; RECIPE=debug proves the way and learns nothing.
 RECIPE ?= tiny
 DATA ?= data/photos
 RUNS ?= runs/weights-$(RECIPE)
-AUTOENCODER := $(RUNS)/autoencoder/autoencoder.safetensors
+AUTOENCODER := $(RUNS)/cleaner/autoencoder.safetensors
 BASE := $(RUNS)/base/base.safetensors
 CONTROL := $(RUNS)/control/control.safetensors
 weights: metrics $(DATA)/photos.json ## train the embedded default, from photo packages to RUNS/packed; hours on a CPU
 	$(PY) -m train.train_autoencoder $(RECIPE) --data $(DATA) --run-dir $(RUNS)/autoencoder
+	$(PY) -m train.train_cleaner $(RECIPE) --data $(DATA) --run-dir $(RUNS)/cleaner \
+		--autoencoder $(RUNS)/autoencoder/autoencoder.safetensors
 	$(PY) -m train.train_base $(RECIPE) --data $(DATA) --run-dir $(RUNS)/base --autoencoder $(AUTOENCODER)
 	$(PY) -m train.train_psi_dit $(RECIPE) --data $(DATA) --run-dir $(RUNS)/control --autoencoder $(AUTOENCODER) --base $(BASE)
 	$(PY) -m train.train_few_step $(RECIPE) --data $(DATA) --run-dir $(RUNS)/few_step --autoencoder $(AUTOENCODER) \
 		--base $(BASE) --start $(CONTROL)
-	$(PY) -m train.train_few_step $(RECIPE:tiny=perceptual) --data $(DATA) --run-dir $(RUNS)/perceptual --base $(BASE) \
-		--autoencoder $(RUNS)/few_step/autoencoder.safetensors --start $(RUNS)/few_step/control.safetensors
-	$(PY) -m train.pack_embedded --autoencoder $(RUNS)/perceptual/autoencoder.safetensors --base $(BASE) \
-		--control $(RUNS)/perceptual/control.safetensors --out $(RUNS)/packed
+	$(PY) -m train.pack_embedded --autoencoder $(RUNS)/few_step/autoencoder.safetensors --base $(BASE) \
+		--control $(RUNS)/few_step/control.safetensors --out $(RUNS)/packed
 
 $(DATA)/photos.json:
 	$(PY) -m train.prepare_photos --out $(DATA)
@@ -65,7 +65,7 @@ $(DATA)/photos.json:
 # The embedded default and its peers on the same inputs: the tables of the model card. The default is restored anew.
 METHODS := ours realesrgan realsr dat-light bicubic lanczos
 METRICS ?= stlpips psnr ssim psnr-lr
-scores: metrics ## score the default beside other systems on the test photos: output/scores; an hour on a CPU
+scores: metrics ## score the default beside other systems on the test photos: output/scores; hours on a CPU
 	$(PY) -m pip install -c constraints.txt --no-deps -r tests/bench/peers.txt
 	$(PY) -m train.prepare_test_set photos --out output/testset
 	for preset in plain light stock; do \

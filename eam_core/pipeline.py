@@ -201,9 +201,9 @@ class Restorer:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return latents [B, C, H/8, W/8] as the network takes them, of images [B, 3, H, W] in [0, 1]."""
+        """Return latents [B, C, H/8, W/8] as the network takes them, of degraded images [B, 3, H, W] in [0, 1]."""
         raw = tiled_map(
-            lambda tiles: self.autoencoder.encode(tiles.to(self.device) * 2 - 1),
+            lambda tiles: self.autoencoder.encode_degraded(tiles.to(self.device) * 2 - 1),
             images,
             tile=AUTOENCODER_TILE,
             overlap=AUTOENCODER_OVERLAP,

@@ -52,6 +52,10 @@ class SD3Autoencoder(nn.Module):
         """Return raw latents [B, 16, H / 8, W / 8] of images [B, 3, H, W] in [-1, 1]."""
         return self.vae.encode(images).latent_dist.mode()
 
+    def encode_degraded(self, images: Tensor) -> Tensor:
+        """Return raw latents of degraded images as they are: cleaning is the control's work here."""
+        return self.encode(images)
+
     def decode(self, raw: Tensor) -> Tensor:
         """Return images [B, 3, 8H, 8W], about in [-1, 1], from raw latents."""
         return self.vae.decode(raw).sample

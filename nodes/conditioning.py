@@ -12,6 +12,7 @@ from ..eam_core.images import check_size, resize
 from ..eam_core.model.autoencoder import DOWNSCALE
 from ..eam_core.pipeline import AUTOENCODER_OVERLAP, AUTOENCODER_TILE, latent_aligned
 from ..eam_core.tiling import tiled_map
+from .embedded import EmbeddedVAE
 from .hooks import LR_COND
 from .types import to_host
 
@@ -30,7 +31,7 @@ def enlarge(image: Tensor, scale: float) -> Tensor:
 
 
 def encode(vae: comfy.sd.VAE, image: Tensor, channels: int) -> Tensor:
-    """Encode [B, 3, H, W] to raw latents, in tiles where the image is large.
+    """Encode a degraded image [B, 3, H, W] to raw latents, in tiles where it is large.
 
     Raises:
         CheckpointError: the VAE is not the kind that the control was trained with.
@@ -40,8 +41,9 @@ def encode(vae: comfy.sd.VAE, image: Tensor, channels: int) -> Tensor:
             f"expected a VAE with {channels} latent channels like SD3's, got {vae.latent_channels}; "
             "use the VAE of the checkpoint"
         )
+    encode_tile = vae.encode_degraded if isinstance(vae, EmbeddedVAE) else vae.encode
     return tiled_map(
-        lambda tiles: vae.encode(to_host(tiles)),
+        lambda tiles: encode_tile(to_host(tiles)),
         image,
         tile=AUTOENCODER_TILE,
         overlap=AUTOENCODER_OVERLAP,

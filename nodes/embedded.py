@@ -68,6 +68,12 @@ class EmbeddedVAE(comfy.sd.VAE):
         self.patcher = managed(autoencoder, self.device, comfy.model_management.vae_offload_device())
         self.size = None
 
+    @torch.no_grad()
+    def encode_degraded(self, pixels: Tensor) -> Tensor:
+        """Encode as `encode` does, images [B, H, W, 3] in [0, 1] to raw latents, and clean these."""
+        latents = self.encode(pixels)
+        return self.first_stage_model.cleaner(latents.to(self.device, self.vae_dtype)).to(latents)
+
 
 class NullTokenizer:
     """Take any text and keep none of it."""

@@ -111,9 +111,8 @@ def tiny() -> ControlConfig:
             masked_steps=300,
             mask=MaskConfig(strategy="pms"),
         ),
-        loop=LoopConfig(steps=1400, batch_size=16, lr=1e-3, ema=0.998, save_every=200, validate_every=200),
+        loop=LoopConfig(steps=1700, batch_size=16, lr=1e-3, ema=0.998, save_every=200, validate_every=200),
         positions="random",
-        val_sigma_start=0.5,
     )
 
 

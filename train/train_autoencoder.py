@@ -1,5 +1,7 @@
 """Train the embedded default's autoencoder: a lapped linear transform first, then the decoder's residual network.
 
+Its cleaner, for degraded pictures, has a stage of its own: train_cleaner.
+
 The transform starts as principal components and fixes the latents, so that the base can be trained on them while the
 decoder still improves. Loss of both phases: L1 on pixels and on their gradients. The first phase is a run of its own in
 the folder `linear` of the run's folder.
@@ -43,6 +45,8 @@ class AutoencoderConfig:
         fine_width: channels of the residual network at 1/4 size.
         fine_blocks: its residual blocks.
         full_width: channels of the convolutions at full size.
+        clean_width: channels of the cleaner.
+        clean_blocks: its residual blocks.
         linear_steps: steps of the first phase.
         linear_lr: its learning rate.
     """
@@ -54,29 +58,31 @@ class AutoencoderConfig:
     fine_width: int = AutoencoderParams.fine_width
     fine_blocks: int = AutoencoderParams.fine_blocks
     full_width: int = AutoencoderParams.full_width
+    clean_width: int = AutoencoderParams.clean_width
+    clean_blocks: int = AutoencoderParams.clean_blocks
     linear_steps: int = 350
     linear_lr: float = 2e-3
     data: DataConfig = DataConfig(data=("data/photos",), crop_sizes=(128,))  # noqa: RUF009 (frozen)
-    loop: LoopConfig = LoopConfig(steps=300, batch_size=8, lr=1e-3, ema=0.995, save_every=200, validate_every=200)  # noqa: RUF009
+    loop: LoopConfig = LoopConfig(steps=800, batch_size=8, lr=1e-3, ema=0.995, save_every=200, validate_every=200)  # noqa: RUF009
 
     @property
     def params(self) -> AutoencoderParams:
         """The architecture."""
-        names = ("coarse_width", "coarse_blocks", "fine_width", "fine_blocks", "full_width")
+        names = {field.name for field in dataclasses.fields(AutoencoderParams)} - {"latent_channels"}
         return AutoencoderParams(**{name: getattr(self, name) for name in names})
 
 
 def tiny() -> AutoencoderConfig:
-    """The embedded default's autoencoder; its decoder learns most in train_few_step."""
-    return AutoencoderConfig(coarse_blocks=6, fine_blocks=6)
+    """The embedded default's autoencoder; its decoder goes on learning in train_few_step."""
+    return AutoencoderConfig()
 
 
 def debug() -> AutoencoderConfig:
     """Seconds on a CPU: proves the path, learns nothing."""
     data = DataConfig(data=("data/photos",), crop_sizes=(64,), held_out=3, num_workers=0)
     loop = LoopConfig(steps=4, batch_size=2, lr=1e-3, warmup=1, save_every=2, log_every=1, validate_every=2)
-    widths = {"coarse_width": 8, "coarse_blocks": 1, "fine_width": 8, "fine_blocks": 1, "full_width": 4}
-    return AutoencoderConfig(data=data, loop=loop, linear_steps=4, **widths)
+    sizes = {"coarse_width": 8, "coarse_blocks": 1, "fine_width": 8, "fine_blocks": 1, "full_width": 4}
+    return AutoencoderConfig(data=data, loop=loop, linear_steps=4, clean_width=8, clean_blocks=1, **sizes)
 
 
 class AutoencoderObjective(nn.Module):
@@ -89,6 +95,7 @@ class AutoencoderObjective(nn.Module):
         autoencoder.requires_grad_(phase == "decoder")
         autoencoder.encoder.requires_grad_(phase == "linear")
         autoencoder.decoder.linear.requires_grad_(True)
+        autoencoder.cleaner.requires_grad_(False)  # train_cleaner's
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return "loss" [B] and its parts."""

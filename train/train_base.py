@@ -51,7 +51,7 @@ class BaseConfig:
     hidden_size: int = 256
     pos_embed_max_size: int = 64
     data: DataConfig = DataConfig(data=("data/photos",), crop_sizes=(128,))  # noqa: RUF009 (frozen)
-    loop: LoopConfig = LoopConfig(steps=500, batch_size=32, lr=1e-3, ema=0.995, save_every=200, validate_every=200)  # noqa: RUF009
+    loop: LoopConfig = LoopConfig(steps=700, batch_size=32, lr=1e-3, ema=0.995, save_every=200, validate_every=200)  # noqa: RUF009
 
     def __post_init__(self):
         _ = self.params  # refuses bad sizes

@@ -2,9 +2,8 @@
 
 The sampler starts from the LR latents at `sigma_start` and takes a random number of steps; gradients flow through the
 last one. Loss: L1 on pixels and their gradients of the decoded picture, and a perceptual distance (ST-LPIPS, VGG
-variant; the AlexNet variant is kept for scoring). The first steps leave the perceptual distance out: they are several
-times as fast, and noise and blur are learned from them as well. A penalty keeps the perceptual distance from rewarding
-a regular grid of detail, which it does not tell from texture.
+variant; the AlexNet variant is kept for scoring). A penalty keeps the perceptual distance from rewarding a regular grid
+of detail, which it does not tell from texture.
 
 The decoder learns from restored latents and, one step in eight, from those of clean photos, so that it stays one.
 Writes control.safetensors and autoencoder.safetensors into the run folder.
@@ -49,15 +48,13 @@ class FewStepConfig:
         sigma_start: noise level at which the sampler starts from the LR latents.
         num_steps: numbers of sampling steps to draw from; one that is listed twice is drawn twice as often.
         perceptual_weight: of the perceptual distance, beside an L1 of weight 1; 0 needs no metric's package.
-        l1_steps: steps at the start of the run without the perceptual distance.
         grid_weight: of detail that keeps to the places of a token, see `pairs.grid_strength`.
     """
 
     run_dir: str = "runs/few_step"
-    sigma_start: float = 0.5
-    num_steps: tuple[int, ...] = (1, 1, 2, 4)
+    sigma_start: float = 0.7
+    num_steps: tuple[int, ...] = (1, 1, 1, 2)
     perceptual_weight: float = 1.0
-    l1_steps: int = 500
     grid_weight: float = 1.0
     parts: PartsConfig = PartsConfig(start="runs/control/control.safetensors")  # noqa: RUF009 (frozen)
     data: DataConfig = DataConfig(data=("data/photos",), crop_sizes=(128,))  # noqa: RUF009
@@ -78,33 +75,18 @@ class FewStepConfig:
             raise ValueError(
                 f"expected crops of at least {WINDOW + 2} pixels with a grid_weight, got {min(self.data.crop_sizes)}"
             )
-        if not 0 <= self.l1_steps <= self.loop.steps:
-            raise ValueError(f"expected l1_steps from 0 to steps {self.loop.steps}, got {self.l1_steps}")
 
 
 def tiny() -> FewStepConfig:
-    """The embedded default's first few-step stage: L1, then the perceptual distance as well."""
+    """The last stage of the embedded default."""
     return FewStepConfig()
-
-
-def perceptual() -> FewStepConfig:
-    """Its last stage: twice the perceptual weight, for what L1 leaves blurred."""
-    return FewStepConfig(
-        run_dir="runs/perceptual",
-        parts=PartsConfig(
-            start="runs/few_step/control.safetensors", autoencoder="runs/few_step/autoencoder.safetensors"
-        ),
-        perceptual_weight=2.0,
-        l1_steps=0,
-        loop=LoopConfig(steps=600, batch_size=8, lr=4e-4, warmup=20, ema=0.995, save_every=100, validate_every=100),
-    )
 
 
 def debug() -> FewStepConfig:
     """Seconds on a CPU: proves the path, learns nothing."""
     data = DataConfig(data=("data/photos",), crop_sizes=(64,), held_out=3, num_workers=0)
     loop = LoopConfig(steps=2, batch_size=1, lr=1e-4, warmup=1, save_every=2, log_every=1, validate_every=2)
-    return FewStepConfig(data=data, loop=loop, perceptual_weight=0.0, l1_steps=0, grid_weight=0.0)
+    return FewStepConfig(data=data, loop=loop, perceptual_weight=0.0, grid_weight=0.0)
 
 
 class FewStepObjective(nn.Module):
@@ -143,7 +125,7 @@ class FewStepObjective(nn.Module):
         target = pairs.hr * 2 - 1
         out = {"l1": pixel_l1(picture, target), "gradient_l1": gradient_l1(picture, target)}
         loss = out["l1"] + out["gradient_l1"]
-        if self.distance and step >= config.l1_steps:
+        if self.distance:
             out["perceptual"] = self.distance(picture.clamp(-1, 1) / 2 + 0.5, pairs.hr)
             loss = loss + config.perceptual_weight * out["perceptual"]
         if config.grid_weight:
@@ -196,7 +178,7 @@ class FewStepTask:
 
 def main() -> None:
     """Run from the command line."""
-    config = parse_config({"tiny": tiny, "perceptual": perceptual, "debug": debug}, description=__doc__)
+    config = parse_config({"tiny": tiny, "debug": debug}, description=__doc__)
     Trainer(FewStepTask(config), config.loop, config.data, config.run_dir, dataclasses.asdict(config)).run()
 
 

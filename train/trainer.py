@@ -112,7 +112,8 @@ class Trainer:
                         self._stop(step)
                     raise
                 self._after_step(step + 1)
-        if start == self.loop.steps:
+        if start == self.loop.steps:  # stopped between its last checkpoint and its summary
+            self._export(start, self.state.gather())
             self._validate(start)
         if self.writer:
             self.writer.close()
@@ -201,6 +202,11 @@ class Trainer:
         tensors = self.state.gather()
         if self.accelerator.is_main_process:
             self.folder.save(step, tensors, keep_last=self.loop.keep_last)
+        self._export(step, tensors)
+
+    def _export(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the averaged weights as users load them; all processes wait for the one that writes."""
+        if self.accelerator.is_main_process:
             averaged = {name: tensors[f"ema.{name}"] for name in self.state.average}
             self.exported = self.task.export(averaged, self.folder.path, {**self.config, "step": step})
         self.accelerator.wait_for_everyone()

@@ -2,8 +2,10 @@
 
 The encoder is one lapped linear transform: it starts as the 16 leading principal components of 8 x 8 patches. The
 decoder is its transpose plus a residual network that works at 1/8 and 1/4 size, about ten times cheaper than
-convolutions at full size, and a few narrow ones at full size that hide where patches meet. SD3's own autoencoder is not
-rewritten here: hosts bring theirs, the command line takes diffusers'.
+convolutions at full size, and a few narrow ones at full size that hide where patches meet. Degraded pictures are
+encoded by the same transform and cleaned as latents, for the purpose of SUPIR's degradation-robust encoder: noise, blur
+and compression are gone before the transformer starts. SD3's own autoencoder is not rewritten here: hosts bring theirs,
+the command line takes diffusers'.
 """
 
 from collections.abc import Mapping
@@ -37,12 +39,14 @@ class Autoencoder(Protocol):
 
     def encode(self, images: Tensor) -> Tensor: ...
 
+    def encode_degraded(self, images: Tensor) -> Tensor: ...
+
     def decode(self, raw: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderParams:
-    """Widths and block counts of the decoder's residual network at 1/8 size (`coarse`), 1/4 (`fine`) and 1 (`full`)."""
+    """Widths and block counts of the decoder at 1/8 size (`coarse`), 1/4 (`fine`) and 1 (`full`), and of the cleaner."""
 
     latent_channels: int = 16
     coarse_width: int = 160
@@ -50,6 +54,8 @@ class AutoencoderParams:
     fine_width: int = 64
     fine_blocks: int = 2
     full_width: int = 24
+    clean_width: int = 96
+    clean_blocks: int = 10
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "AutoencoderParams":
@@ -57,11 +63,17 @@ class AutoencoderParams:
         return cls(
             latent_channels=state["encoder.weight"].shape[0],
             coarse_width=state["decoder.enter.weight"].shape[0],
-            coarse_blocks=sum(key.startswith("decoder.coarse.") and key.endswith("conv1.weight") for key in state),
+            coarse_blocks=_count_blocks(state, "decoder.coarse."),
             fine_width=state["decoder.leave.weight"].shape[1],
-            fine_blocks=sum(key.startswith("decoder.fine.") and key.endswith("conv1.weight") for key in state),
+            fine_blocks=_count_blocks(state, "decoder.fine."),
             full_width=state["decoder.finish.weight"].shape[1],
+            clean_width=state["cleaner.enter.weight"].shape[0],
+            clean_blocks=_count_blocks(state, "cleaner.blocks."),
         )
+
+
+def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    return sum(key.startswith(prefix) and key.endswith("conv1.weight") for key in state)
 
 
 def soften_patch_borders(picture: Tensor) -> Tensor:
@@ -131,6 +143,22 @@ class Decoder(nn.Module):
         return picture + self.finish(F.silu(self.mix2(F.silu(self.mix1(x)))))
 
 
+class Cleaner(nn.Module):
+    """What degradation did to latents [B, C, h, w], taken out again by convolutions at 1/8 size; starts as identity."""
+
+    def __init__(self, params: AutoencoderParams):
+        super().__init__()
+        width = params.clean_width
+        self.enter = nn.Conv2d(params.latent_channels, width, 3, padding=1, padding_mode="replicate")
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(params.clean_blocks)))
+        self.leave = nn.Conv2d(width, params.latent_channels, 3, padding=1, padding_mode="replicate")
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw + self.leave(self.blocks(self.enter(raw)))
+
+
 class PatchAutoencoder(nn.Module):
     """Encode pictures linearly and decode them with a residual network; deterministic, no sampling."""
 
@@ -140,11 +168,15 @@ class PatchAutoencoder(nn.Module):
         self.encoder = nn.Conv2d(
             3, params.latent_channels, PATCH + 2 * LAP, stride=PATCH, padding=LAP, padding_mode="replicate"
         )
-        self.decoder = Decoder(params)
+        self.decoder, self.cleaner = Decoder(params), Cleaner(params)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return raw latents [B, 16, H / 8, W / 8] of images [B, 3, H, W] in [-1, 1], sides multiples of 8."""
         return self.encoder(images)
+
+    def encode_degraded(self, images: Tensor) -> Tensor:
+        """Return raw latents of what degraded images show, cleaned; sizes as in `encode`."""
+        return self.cleaner(self.encoder(images))
 
     def decode(self, raw: Tensor) -> Tensor:
         """Return images [B, 3, 8H, 8W], about in [-1, 1], from raw latents."""

@@ -49,7 +49,7 @@ class TinyModels:
 
     def autoencoder(self, channels: int = 16) -> PatchAutoencoder:
         torch.manual_seed(1)
-        sizes = {"coarse_width": 16, "coarse_blocks": 1, "fine_width": 8, "fine_blocks": 1}
+        sizes = {"coarse_width": 16, "coarse_blocks": 1, "fine_width": 8, "fine_blocks": 1, "clean_width": 8}
         module = PatchAutoencoder(AutoencoderParams(latent_channels=channels, **sizes))
         smooth = torch.rand(512, 3, 4, 4) * 2 - 1
         module.init_from_patches(torch.nn.functional.interpolate(smooth, size=8, mode="bilinear"))

@@ -12,7 +12,7 @@ from eam_core.model.autoencoder import (
     unscale_latents,
 )
 
-TINY = AutoencoderParams(coarse_width=8, coarse_blocks=1, fine_width=8, fine_blocks=1)
+TINY = AutoencoderParams(coarse_width=8, coarse_blocks=1, fine_width=8, fine_blocks=1, clean_width=8, clean_blocks=1)
 
 
 def pictures(num: int = 12, side: int = 96, seed: int = 0) -> torch.Tensor:
@@ -53,6 +53,14 @@ def test_latents_are_an_eighth_and_pictures_come_back_whole(size, channels):
     raw = model.encode(images)
     assert raw.shape == (2, channels, size[0] // 8, size[1] // 8)
     assert model.decode(raw).shape == images.shape
+
+
+def test_a_new_cleaner_changes_nothing_and_a_trained_one_only_degraded_pictures(fitted):
+    images = pictures(2)
+    assert torch.equal(fitted.encode_degraded(images), fitted.encode(images))
+    model = randomized()
+    assert model.encode_degraded(images).shape == model.encode(images).shape
+    assert not torch.allclose(model.encode_degraded(images), model.encode(images), atol=0.1)
 
 
 def test_latents_of_the_fitted_patches_are_half_whitened(fitted):

@@ -93,6 +93,8 @@ def test_autoencoder_is_found_again(tmp_path, channels, coarse, fine):
         fine_width=fine[0],
         fine_blocks=fine[1],
         full_width=coarse[1] + 4,
+        clean_width=coarse[0] + 8,
+        clean_blocks=fine[1],
     )
     expected = weights(PatchAutoencoder(params))
     save_weights(tmp_path / "x.safetensors", expected)

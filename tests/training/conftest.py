@@ -78,7 +78,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     made = Parts(make_photos(root / "photos"), root / "autoencoder.safetensors", root / "base.safetensors")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        autoencoder = PatchAutoencoder(AutoencoderParams(coarse_width=8, coarse_blocks=1, fine_width=8, fine_blocks=1))
+        sizes = {"coarse_width": 8, "coarse_blocks": 1, "fine_width": 8, "fine_blocks": 1}
+        autoencoder = PatchAutoencoder(AutoencoderParams(**sizes, clean_width=8, clean_blocks=1))
         autoencoder.init_from_patches(torch.rand(2000, 3, 8, 8) * 2 - 1)
         base = MMDiT(MMDiTParams(depth=2, hidden_size=64, context_size=64, pooled_size=64, pos_embed_max_size=32))
         init_base(base)

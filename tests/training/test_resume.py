@@ -157,6 +157,17 @@ def test_a_finished_run_stays_as_it_is(parts, tmp_path):
     assert_same(files_of(tmp_path), before)
 
 
+def test_killed_between_its_last_checkpoint_and_the_export_it_still_exports(parts, tmp_path):
+    train_here(parts, tmp_path)
+    before, summary = files_of(tmp_path), json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "control.safetensors").write_bytes(b"of an earlier step")
+    train_here(parts, tmp_path)
+    assert_same(files_of(tmp_path), before)
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert (again["validation"], again["exported"]) == (summary["validation"], ["control.safetensors"])
+
+
 def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(parts, script, tmp_path):
     options = parts.options(tmp_path, *OPTIONS, "--save-every", "4", "--keep-last", "5")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from eam_core.checkpoint import build_autoencoder, build_control, build_mmdit, check_pair
+from eam_core.model.autoencoder import SD3_SCALE
 from eam_core.pipeline import Restorer, spec_of
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
@@ -28,10 +29,10 @@ class Stages(NamedTuple):
     """Folders of the stages' runs."""
 
     autoencoder: Path
+    cleaner: Path
     base: Path
     control: Path
     few_step: Path
-    perceptual: Path
 
 
 def run_main(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -67,7 +68,7 @@ def test_files_load_and_fit_together(stages):
     base = build_mmdit(read_weights(stages.base / "base.safetensors"), "base")
     assert autoencoder.params == train_autoencoder.debug().params
     assert base.params == train_base.debug().params
-    for folder in (stages.control, stages.few_step, stages.perceptual):
+    for folder in (stages.control, stages.few_step):
         check_pair(base.params, build_control(read_weights(folder / "control.safetensors"), "x").params, "control")
     build_autoencoder(read_weights(stages.few_step / "autoencoder.safetensors"), "tuned")
 
@@ -97,10 +98,16 @@ def test_the_second_phase_of_the_autoencoder_leaves_its_latents(stages):
     assert not torch.equal(linear["decoder.leave.weight"], final["decoder.leave.weight"])
 
 
+def test_training_the_cleaner_moves_nothing_else(stages):
+    before, after = (read_weights(f / "autoencoder.safetensors") for f in (stages.autoencoder, stages.cleaner))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"cleaner"}
+
+
 def test_few_step_tuning_moves_control_and_decoder_but_not_the_encoder(stages):
     before, after = (read_weights(f / "control.safetensors") for f in (stages.control, stages.few_step))
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    before, after = (read_weights(f / "autoencoder.safetensors") for f in (stages.autoencoder, stages.few_step))
+    before, after = (read_weights(f / "autoencoder.safetensors") for f in (stages.cleaner, stages.few_step))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder"}
 
@@ -145,6 +152,21 @@ def test_a_substituted_start_is_trained_towards_the_photo(parts):
         assert losses(right + 1, draws, pairs, loss, module.autoencoder)["loss"].min() > 1e-8
 
 
+@torch.no_grad()
+def test_the_control_is_trained_on_the_cleaned_input_and_on_the_photo_as_it_is(parts):
+    from train.pairs import make_pairs
+
+    config = parse_config(RECIPES, description="", argv=parts.options("unused"))
+    autoencoder, hr, seeds = ControlTask(config).module.autoencoder, torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
+    before = make_pairs(hr, seeds, config.pairs, autoencoder)
+    autoencoder.cleaner.leave.bias.fill_(0.5)
+    after = make_pairs(hr, seeds, config.pairs, autoencoder)
+    assert torch.equal(before.hr_latents, after.hr_latents)
+    torch.testing.assert_close(
+        after.lr_latents - before.lr_latents, torch.full_like(before.lr_latents, 0.5 * SD3_SCALE)
+    )
+
+
 def test_a_sample_is_drawn_from_its_own_seed_alone(parts):
     from train.pairs import make_pairs
 
@@ -184,7 +206,6 @@ def test_options_override_the_recipe_at_any_depth(parts, stages, tmp_path, monke
         (train_base, ["huge"], "invalid choice: 'huge'"),
         (train_base, [], "the following arguments are required: recipe"),
         (train_autoencoder, ["debug", "--nonsense", "1"], "unrecognized arguments: --nonsense 1"),
-        (train_few_step, ["debug", "--l1-steps", "9"], "expected l1_steps from 0 to steps 2, got 9"),
         (train_few_step, ["debug", "--start", ""], "expected control weights to tune, got an empty start"),
         (train_psi_dit, ["debug", "--presets", "a", "b", "c"], "expected presets among ['light', 'plain', 'stock']"),
     ],
