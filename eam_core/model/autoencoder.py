@@ -46,7 +46,7 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderParams:
-    """Widths and block counts of the decoder at 1/8 size (`coarse`), 1/4 (`fine`) and 1 (`full`), and of the cleaner."""
+    """Widths and block counts of the decoder at 1/8 size (`coarse`), 1/4 (`fine`) and 1 (`full`), and the cleaner."""
 
     latent_channels: int = 16
     coarse_width: int = 160
