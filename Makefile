@@ -76,7 +76,7 @@ scores: metrics ## score the default beside other systems on the test photos: ou
 			--sr $(foreach method,$(METHODS),$(method)=output/peers/$$preset/$(method)) || exit 1; \
 	done
 	$(PY) -m train.dial_curve output/testset --out output/scores
-	$(PY) tests/bench/seams.py output/testset/lr-plain
+	$(PY) tests/bench/seams.py output/testset
 
 clean: ## remove .venv, .cache, the demo's output and the tools' caches
 	rm -rf $(VENV) .cache output/demo .pytest_cache .ruff_cache .import_linter_cache *.egg-info

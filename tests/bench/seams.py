@@ -1,19 +1,17 @@
-"""How visible the borders between tiles are: mean gradient across them, against that elsewhere.
+"""How visible borders between tiles are: mean gradient across them over that elsewhere, and the same in the originals.
 
-    python tests/bench/seams.py LR_DIR                        # the embedded default at its own settings
-    python tests/bench/seams.py LR_DIR --overlap 0            # what a blend prevents
+    python tests/bench/seams.py TEST_SET                        # the embedded default at its own settings, plain inputs
+    python tests/bench/seams.py TEST_SET --overlap 0            # what a blend prevents
 
-Pictures differ in what happens to lie at a border, so all of a folder count together, and each is also restored with
-tiles half a stride further on: the same places of the same pictures then lie inside tiles. `ratio` compares borders
-with all other places of the result; `ratio to moved tiles` compares the same places with and without a border, and is
-free of what the pictures show. But it hardly tells a visible border from none (compare --overlap 0), so read both.
+TEST_SET is a folder of train.prepare_test_set. All pictures count together. Originals have a ratio of their own at the
+places of the borders: by what lies there, and because most photographs were JPEGs, whose blocks of 8 pixels end there
+too. So the figure to read is the last one, the ratio of the results over that of the originals.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,41 +29,39 @@ def borders(side: int, config: RestoreConfig) -> list[int]:
 
 
 def jumps(picture: Tensor) -> Tensor:
-    """Return the mean absolute step [2, side - 1] between neighbouring columns and between rows, in grey levels."""
+    """Return the mean absolute step [side - 1] between neighbouring columns and rows of a square, in grey levels."""
     steps = [255 * turned.diff(dim=-1).abs().mean((0, 1, 2)) for turned in (picture, picture.mT)]
-    return torch.stack(steps)
-
-
-def moved(restorer: Restorer, lr: Tensor, config: RestoreConfig, shift: int) -> Tensor:
-    """Restore a picture continued by its mirror image at the top and left, so that tiles lie `shift` pixels apart."""
-    margin = shift // int(config.scale)
-    wider = F.pad(lr, (margin, 0, margin, 0), mode="reflect")
-    return restorer.restore(wider, config)[..., margin * int(config.scale) :, margin * int(config.scale) :]
+    return torch.stack(steps).mean(0)
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lr", type=Path, help="folder of square inputs of one size")
+    parser.add_argument("test_set", type=Path, help="square pictures of one size")
+    parser.add_argument("--inputs", default="lr-plain", help="folder of the test set (default lr-plain)")
     parser.add_argument("--limit", type=int, help="only the first so many pictures")
     for name in ("tile", "overlap"):
         parser.add_argument(f"--{name}", type=int, default=getattr(RestoreConfig(), name), help="in output pixels")
     options = parser.parse_args()
     config = RestoreConfig(tile=options.tile, overlap=options.overlap)
-    restorer, profiles = Restorer.embedded(), []
-    paths = list_images(options.lr)[: options.limit]
+    restorer, results, originals = Restorer.embedded(), [], []
+    paths = list_images(options.test_set / options.inputs)[: options.limit]
     for path in tqdm(paths, desc="pictures"):
-        lr = load_image(path).rgb
-        pair = restorer.restore(lr, config), moved(restorer, lr, config, config.tile // 4)
-        profiles.append(torch.stack([jumps(picture) for picture in pair]))
-    side = profiles[0].shape[-1] + 1
-    own, other = torch.stack(profiles).mean((0, 2))
+        results.append(jumps(restorer.restore(load_image(path).rgb, config)))
+        originals.append(jumps(load_image(options.test_set / "hr" / path.name).rgb))
+    side = len(results[0]) + 1
     at = torch.zeros(side - 1, dtype=torch.bool)
     at[[edge - 1 for edge in borders(side, config)]] = True
     print(f"{len(paths)} results of {side} px, tiles of {config.tile} px, overlap {config.overlap}")
-    print(f"borders at {borders(side, config)}: {own[at].mean():.4f} grey levels, elsewhere {own[~at].mean():.4f}")
-    print(f"ratio {own[at].mean() / own[~at].mean():.4f}")
-    print(f"ratio to moved tiles {own[at].mean() / other[at].mean():.4f}")
+    ratios = []
+    for name, profiles in (("results", results), ("originals", originals)):
+        profile = torch.stack(profiles).mean(0)
+        ratios.append((profile[at].mean() / profile[~at].mean()).item())
+        print(
+            f"{name}: at {borders(side, config)} {profile[at].mean():.4f} grey levels, elsewhere "
+            f"{profile[~at].mean():.4f}, ratio {ratios[-1]:.4f}"
+        )
+    print(f"ratio of the results over that of the originals {ratios[0] / ratios[1]:.4f}")
 
 
 if __name__ == "__main__":
