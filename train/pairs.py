@@ -12,7 +12,6 @@ from eam_core.images import resize
 from eam_core.model.autoencoder import Autoencoder, PatchAutoencoder, scale_latents, unscale_latents
 from train.seeding import generator
 
-GREY_LEVEL = 2 / 255
 TOKEN, WINDOW = 16, 112  # pixels of one token, and of the windows in which `grid_strength` looks for what repeats
 
 
@@ -110,27 +109,6 @@ def grid_strength(output: Tensor) -> Tensor:
     sizes = {"h": WINDOW // TOKEN, "w": WINDOW // TOKEN, "p": TOKEN, "q": TOKEN}
     shared = reduce(detail, "b c (y h p) (x w q) -> b c y x p q", "mean", **sizes)
     return (places / mean - 1).square().mean() + (shared / mean).square().mean()
-
-
-def texture_distance(output: Tensor, target: Tensor) -> Tensor:
-    """Compare how much fine detail two batches [B, 3, H, W] in [-1, 1] have, place by place and direction by direction.
-
-    The detail of a place is the energy of pixel differences in a window of 16 pixels: across, down and along both
-    diagonals. Streaks and dashes where the photo is smooth or rough in all directions stand out in it, wherever in the
-    window they lie; a texture that is only another one than the photo's does not.
-
-    Returns:
-        Mean absolute log ratio of the energies, [B].
-    """
-    return (_log_energy(output) - _log_energy(target)).abs().mean((1, 2, 3))
-
-
-def _log_energy(images: Tensor) -> Tensor:
-    luma = images.mean(dim=1, keepdim=True)
-    here = luma[..., :-1, 1:-1]
-    neighbours = luma[..., :-1, 2:], luma[..., 1:, 1:-1], luma[..., 1:, 2:], luma[..., 1:, :-2]
-    energy = torch.cat([(here - neighbour).square() for neighbour in neighbours], dim=1)
-    return (F.avg_pool2d(energy, TOKEN, stride=TOKEN // 2) + GREY_LEVEL**2).log()
 
 
 def psnr(output: Tensor, target: Tensor) -> float:

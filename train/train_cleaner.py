@@ -43,7 +43,7 @@ class CleanerConfig:
     autoencoder: str = "runs/autoencoder/autoencoder.safetensors"
     data: DataConfig = DataConfig(data=("data/photos",), crop_sizes=(128,))  # noqa: RUF009 (frozen)
     pairs: PairConfig = TINY_PAIRS
-    loop: LoopConfig = LoopConfig(steps=800, batch_size=24, lr=1e-3, ema=0.99, save_every=100, validate_every=100)  # noqa: RUF009
+    loop: LoopConfig = LoopConfig(steps=1100, batch_size=24, lr=1e-3, ema=0.99, save_every=100, validate_every=100)  # noqa: RUF009
 
 
 def tiny() -> CleanerConfig:

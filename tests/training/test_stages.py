@@ -21,7 +21,7 @@ from train import train_autoencoder, train_base, train_few_step, train_psi_dit
 from train.control_task import ControlTask
 from train.objective import draw
 from train.options import parse_config
-from train.pairs import grid_strength, texture_distance
+from train.pairs import grid_strength
 from train.recipes import RECIPES
 
 
@@ -245,16 +245,3 @@ def test_grid_strength_finds_detail_that_keeps_to_places_of_a_patch():
     assert grid_strength(noise * places.repeat(17, 17)[:130, :130]) > 0.1
     pattern = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)).repeat(17, 17)[:130, :130]
     assert grid_strength(noise + pattern) > 0.3
-
-
-def test_texture_distance_finds_streaks_and_noise_but_not_another_texture_of_the_same_kind():
-    def noise(seed: int) -> torch.Tensor:
-        return 0.1 * torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
-
-    photo, other, flat = noise(0), noise(1), torch.zeros(2, 3, 128, 128)
-    streaks = noise(2).mean(dim=-1, keepdim=True).expand_as(photo) * 128**0.5
-    assert texture_distance(photo, photo).max() == 0
-    same, worst = texture_distance(other, photo), texture_distance(flat, photo)
-    assert same.shape == (2,) and (same < 0.3).all()
-    assert (texture_distance(streaks, photo) > 3 * same).all() and (worst > 3 * same).all()
-    assert torch.allclose(texture_distance(photo, flat), worst)
