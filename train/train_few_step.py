@@ -52,7 +52,7 @@ class FewStepConfig:
     """
 
     run_dir: str = "runs/few_step"
-    sigma_start: float = 0.3
+    sigma_start: float = 0.5
     num_steps: tuple[int, ...] = (1, 1, 1, 2)
     perceptual_weight: float = 1.0
     grid_weight: float = 1.0
