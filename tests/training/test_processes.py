@@ -100,4 +100,6 @@ def test_sharded_with_fsdp2_losses_and_weights_are_those_of_one_process(script, 
     one, two = (read_weights(folder / "control.safetensors") for folder in (tmp_path / "alone", sharded))
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=2e-3, rtol=0)
+        # AdamW moves a weight by 1e-3 a step whatever its gradient; where that is all rounding, bf16 may turn a step.
+        assert (two[name] - one[name]).abs().max() < (4e-3 if precision == "bf16" else 2e-3)
+        assert (two[name] - one[name]).abs().mean() < 1e-4
