@@ -70,7 +70,7 @@ class EmbeddedVAE(comfy.sd.VAE):
 
     @torch.no_grad()
     def encode_degraded(self, pixels: Tensor) -> Tensor:
-        """Encode as `encode` does, images [B, H, W, 3] in [0, 1] to raw latents, and clean these."""
+        """Return cleaned raw latents [B, 16, H / 8, W / 8] of degraded images [B, H, W, 3] in [0, 1]; see `encode`."""
         latents = self.encode(pixels)
         return self.first_stage_model.cleaner(latents.to(self.device, self.vae_dtype)).to(latents)
 
