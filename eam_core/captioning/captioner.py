@@ -1,0 +1,160 @@
+"""Caption pictures, whole or in tiles: prompt, model, cache and wording put together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..tiling import Box
+from .cache import CaptionCache, picture_hash
+from .caption import Caption, Mode, read_answer
+from .messages import CaptionError, GenerateConfig, Generator, OnToken
+from .prompt import load_prompt
+from .wording import CountTokens, estimate_tokens, fitted
+
+ATTEMPTS = 2  # an answer that cannot be used is asked for once more, with another seed
+_NEXT_SEED = 1_000_003
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig:
+    """Say what kind of captions are wanted.
+
+    Attributes:
+        mode: "sa" subject-aware, "da" detail-aware.
+        extra: an instruction of the user's, added to the prompt's.
+        generate: how answers are drawn.
+    """
+
+    mode: Mode = "sa"
+    extra: str = ""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("sa", "da"):
+            raise ValueError(f'expected mode "sa" or "da", got {self.mode!r}; choose one of them')
+
+
+@dataclass(frozen=True)
+class TileCaption:
+    """Hold the caption of one tile and where that lies: left, top, right, bottom as fractions of the picture."""
+
+    box: tuple[float, float, float, float]
+    caption: Caption
+
+
+class SubjectCaptioner:
+    """Ask a model for captions, and keep what it answers."""
+
+    def __init__(
+        self, model: Generator, cache: CaptionCache | None = None, count: CountTokens = estimate_tokens
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            model: whom to ask.
+            cache: where answers are kept; None asks each time.
+            count: tokens of a text for CLIP and T5, of the tokenizers that will read the captions.
+        """
+        self.model, self.cache, self.count = model, cache, count
+        self.prompt = load_prompt()
+
+    def caption(self, picture: Tensor, config: CaptionConfig, on_token: OnToken | None = None) -> Caption:
+        """Caption one picture [3,H,W] in [0,1].
+
+        Raises:
+            CaptionError: the model cannot be used or gives no usable answer.
+        """
+        (answer,) = self.caption_many([picture], config, on_token=on_token)
+        if isinstance(answer, CaptionError):
+            raise answer
+        return answer
+
+    def caption_many(
+        self,
+        pictures: Sequence[Tensor],
+        config: CaptionConfig,
+        *,
+        whole: str = "",
+        on_token: OnToken | None = None,
+    ) -> list[Caption | CaptionError]:
+        """Caption pictures [3,H,W] in [0,1] in one call of the model; one without a usable answer gives its error.
+
+        Args:
+            pictures: of any sizes.
+            config: mode and sampling, the same for all.
+            whole: caption of the photo that the pictures are parts of.
+            on_token: called while answers grow.
+
+        Raises:
+            CaptionError: the model as such cannot be used.
+        """
+        keys = [self._key(picture, config, whole) for picture in pictures]
+        found: list[Caption | CaptionError | None] = [self.cache and self.cache.read(key) for key in keys]
+        for attempt in range(ATTEMPTS):
+            open_ones = [i for i, answer in enumerate(found) if not isinstance(answer, Caption)]
+            if not open_ones:
+                break
+            draw = replace(config.generate, seed=config.generate.seed + attempt * _NEXT_SEED)
+            asked = [
+                self.prompt.conversation(pictures[i], config.mode, extra=config.extra, whole=whole) for i in open_ones
+            ]
+            for i, text in zip(open_ones, self.model.generate(asked, draw, on_token)):
+                found[i] = self._read(text, config.mode)
+                if self.cache and isinstance(found[i], Caption):
+                    self.cache.write(keys[i], found[i])
+        return [fitted(answer, self.count) if isinstance(answer, Caption) else answer for answer in found]
+
+    def caption_tiles(
+        self,
+        picture: Tensor,
+        boxes: Sequence[Box],
+        whole: Caption,
+        config: CaptionConfig,
+        on_tile: Callable[[int, int], None] | None = None,
+        on_token: OnToken | None = None,
+    ) -> list[TileCaption]:
+        """Caption the tiles of a picture [3,H,W] one by one, with the whole picture's caption as a hint.
+
+        Args:
+            picture: in [0,1].
+            boxes: top, left, height, width in its pixels.
+            whole: caption of the picture; also of tiles that the model gives no usable answer for.
+            config: mode and sampling.
+            on_tile: called as (tiles done, tiles in all); may raise to stop.
+            on_token: called while an answer grows; may raise to stop.
+
+        Raises:
+            CaptionError: the model as such cannot be used.
+        """
+        height, width = picture.shape[-2:]
+        tiles = []
+        for number, (top, left, tall, wide) in enumerate(boxes, 1):
+            part = picture[:, top : top + tall, left : left + wide]
+            (answer,) = self.caption_many([part], config, whole=whole.caption, on_token=on_token)
+            box = (left / width, top / height, (left + wide) / width, (top + tall) / height)
+            tiles.append(TileCaption(box, whole if isinstance(answer, CaptionError) else answer))
+            if on_tile:
+                on_tile(number, len(boxes))
+        return tiles
+
+    def _key(self, picture: Tensor, config: CaptionConfig, whole: str) -> dict[str, Any]:
+        settings = {**asdict(config.generate), "mode": config.mode, "extra": config.extra, "whole": whole}
+        return {
+            **settings,
+            "picture": picture_hash(picture),
+            "model": self.model.identity,
+            "prompt": self.prompt.version,
+        }
+
+    def _read(self, text: str | CaptionError, mode: Mode) -> Caption | CaptionError:
+        if isinstance(text, CaptionError):
+            return text
+        try:
+            caption = read_answer(text, mode)
+        except CaptionError as error:
+            return error
+        if not fitted(caption, self.count).caption:
+            return CaptionError("expected a description, got words about the picture's quality only; type a caption")
+        return caption

@@ -1,0 +1,113 @@
+"""Make captions fit for text encoders: no words of damage, the subject first, no longer than they read."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from .caption import Caption
+
+CLIP_TOKENS, T5_TOKENS = 77, 256  # what SD3's encoders read, start and end tokens included
+
+# Words that damage shares with things ("damaged wall", "museum artifacts", "fuzzy blanket") are left alone.
+_GRADE = r"(?:(?:very|slightly|quite|rather|somewhat|extremely|highly|heavily|severely|a bit|a little)[ ]+)?"
+_ADJECTIVE = _GRADE + (
+    r"(?:blurr?(?:y|ed|ier|iest)|out[ -]of[ -]focus|unsharp|pixell?ated|grainy|noisy|degraded|over-?compressed|"
+    r"jpe?g(?! (?:compression )?(?:art|noise))|"
+    r"(?:low|poor|bad)[ -](?:quality|resolution|res|definition|fidelity)|lowres)"
+)
+_NOUN = (
+    r"(?:motion )?blur(?:riness)?|pixell?ation|graininess|film grain|noise|"
+    r"(?:compression|jpe?g|visual|digital|image|block(?:y|ing)|ringing) (?:artifacts?|artefacts?)|image compression|"
+    r"degradation|(?:low|poor|bad) (?:quality|resolution)|"
+    r"(?:lack|loss) of (?:fine )?(?:details?|sharpness|focus|clarity)"
+)
+_DAMAGE = re.compile(rf"\b(?:{_ADJECTIVE}|{_NOUN})\b", re.IGNORECASE)
+# Before the word it belongs to: "a blurry, low-quality photo".
+_ATTRIBUTE = re.compile(
+    rf"\b{_ADJECTIVE}(?:(?:,? and|,)? {_ADJECTIVE})*,? (?=(?!(?:and|or|but|due|because|with|in|at|on|to|from|by)\b)\w)",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"(,? (?:but|although|though|while|with|due to|because of|and)\b|[,;])", re.IGNORECASE)
+_FRAME = re.compile(
+    r"\b(?:the|this|an?|overall|image|picture|photo(?:graph)?|shot|is|are|it|has|looks?|appears?|seems?|of|and|to|be)\b|\W",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[^\W_a-z])")
+
+# Counts the tokens of a text for CLIP and for T5.
+CountTokens = Callable[[str], tuple[int, int]]
+
+
+def estimate_tokens(text: str) -> tuple[int, int]:
+    """Guess how many tokens CLIP and T5 make of a text, rather too many than too few; for use without tokenizers."""
+    words = re.findall(r"\w+|[^\w\s]", text)
+    pieces = sum(1 + (len(word) - 1) // 7 for word in words)
+    return pieces + 2, round(1.15 * pieces) + 1
+
+
+def without_damage(text: str) -> str:
+    """Leave out what says how badly a picture shows its content ("blurry", "low quality", "JPEG artifacts").
+
+    A word before its noun goes alone; otherwise its clause goes, or the whole sentence where nothing else is in it.
+    """
+    return " ".join(kept for sentence in _SENTENCE.split(text.strip()) if (kept := _clean_sentence(sentence)))
+
+
+def fitted(caption: Caption, count: CountTokens = estimate_tokens) -> Caption:
+    """Clean a caption, put its subject first, and cut it to what SD3's text encoders read.
+
+    CLIP reads the first 77 tokens and T5 256: the sentence about the first focal area moves to the front, and whole
+    sentences leave at the end. A first sentence that is too long for CLIP moves nothing else and is cut by words only
+    where T5 would cut it too.
+
+    Args:
+        caption: as a model gave it.
+        count: tokens of a text for CLIP and T5.
+    """
+    sentences = [each for each in _SENTENCE.split(without_damage(caption.caption)) if each]
+    subject = next((i for area in caption.focal_areas if (i := _first_naming(sentences, area.name)) is not None), 0)
+    if subject and not _opens_with_reference(sentences[subject]):
+        sentences.insert(0, sentences.pop(subject))
+    while len(sentences) > 1 and count(" ".join(sentences))[1] > T5_TOKENS:
+        sentences.pop()
+    text = " ".join(sentences)
+    while count(text)[1] > T5_TOKENS:
+        text = text.rsplit(" ", 1)[0] if " " in text else text[: len(text) // 2]
+    return replace(caption, caption=text)
+
+
+def _clean_sentence(sentence: str) -> str:
+    if not _DAMAGE.search(sentence):
+        return sentence
+    end = sentence[-1] if sentence[-1] in ".!?" else ""
+    text = _ATTRIBUTE.sub("", sentence.removesuffix(end))
+    if _DAMAGE.search(text):
+        pieces = _CLAUSE.split(text)  # clause, separator, clause, ...
+        clauses = [("", pieces[0]), *zip(pieces[1::2], pieces[2::2])]
+        text = "".join(mark + clause for mark, clause in clauses if not _DAMAGE.search(clause))
+    text = _CLAUSE.sub("", text, count=1) if _CLAUSE.match(text) else text
+    text = _with_articles(" ".join(text.split()).strip(" ,;"))
+    return text[:1].upper() + text[1:] + end if _says_something(text) else ""
+
+
+def _says_something(text: str) -> bool:
+    """Tell whether more is left of a sentence than that there is a picture."""
+    return bool(_FRAME.sub("", text))
+
+
+def _with_articles(text: str) -> str:
+    """Mend "an" and "a" where the word behind them has changed."""
+    text = re.sub(r"\b([Aa])n (?=[^aeiouAEIOU\W])", r"\1 ", text)
+    return re.sub(r"\b([Aa]) (?=[aeioAEIO])", r"\1n ", text)
+
+
+def _first_naming(sentences: Iterable[str], name: str) -> int | None:
+    """Return the first sentence with the last word of a focal area's name: "tabby cat" is spoken of as "the cat"."""
+    words = re.findall(r"\w+", name)
+    last = re.compile(rf"\b{re.escape(words[-1])}", re.IGNORECASE) if words else None
+    return next((i for i, sentence in enumerate(sentences) if last and last.search(sentence)), None)
+
+
+def _opens_with_reference(sentence: str) -> bool:
+    """Tell whether a sentence leans on the one before: it would not be understood in front."""
+    return bool(re.match(r"(?:it|its|they|their|he|she|his|her|this|these|beside it|behind it)\b", sentence, re.I))
