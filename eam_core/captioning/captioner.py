@@ -158,3 +158,11 @@ class SubjectCaptioner:
         if not fitted(caption, self.count).caption:
             return CaptionError("expected a description, got words about the picture's quality only; type a caption")
         return caption
+
+
+def report(caption: Caption, tiles: Sequence[TileCaption] = ()) -> dict[str, Any]:
+    """Return a caption and those of its tiles as fields for JSON."""
+    return {
+        **caption.as_json(),
+        "tiles": [{"box": [round(side, 4) for side in tile.box], **tile.caption.as_json()} for tile in tiles],
+    }
