@@ -175,3 +175,17 @@ class SD3TextEncoder:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def load_token_counter(folder: str | Path) -> Callable[[str], tuple[int, int]]:
+    """Return a function that counts a text's tokens for CLIP and for T5 with an SD3 pipeline's own tokenizers.
+
+    Raises:
+        EAMError: transformers is not installed.
+        CheckpointError: the folder lacks tokenizer or tokenizer_3.
+    """
+    kind = import_package("transformers").AutoTokenizer
+    clip, t5 = (
+        load_pretrained(kind, Path(folder) / part, "a tokenizer", **_LOCAL) for part in ("tokenizer", "tokenizer_3")
+    )
+    return lambda text: (len(clip(text).input_ids), len(t5(text).input_ids))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..tiling import Box
+from ..tiling import Box, TileGrid
 from .cache import CaptionCache, picture_hash
 from .caption import Caption, Mode, read_answer
 from .messages import CaptionError, GenerateConfig, Generator, OnToken
@@ -91,20 +91,22 @@ class SubjectCaptioner:
             CaptionError: the model as such cannot be used.
         """
         keys = [self._key(picture, config, whole) for picture in pictures]
-        found: list[Caption | CaptionError | None] = [self.cache and self.cache.read(key) for key in keys]
+        kept = [self.cache.read(key) if self.cache else None for key in keys]
+        found: dict[int, Caption | CaptionError] = {i: caption for i, caption in enumerate(kept) if caption}
         for attempt in range(ATTEMPTS):
-            open_ones = [i for i, answer in enumerate(found) if not isinstance(answer, Caption)]
-            if not open_ones:
+            missing = [i for i in range(len(pictures)) if not isinstance(found.get(i), Caption)]
+            if not missing:
                 break
             draw = replace(config.generate, seed=config.generate.seed + attempt * _NEXT_SEED)
             asked = [
-                self.prompt.conversation(pictures[i], config.mode, extra=config.extra, whole=whole) for i in open_ones
+                self.prompt.conversation(pictures[i], config.mode, extra=config.extra, whole=whole) for i in missing
             ]
-            for i, text in zip(open_ones, self.model.generate(asked, draw, on_token)):
-                found[i] = self._read(text, config.mode)
-                if self.cache and isinstance(found[i], Caption):
-                    self.cache.write(keys[i], found[i])
-        return [fitted(answer, self.count) if isinstance(answer, Caption) else answer for answer in found]
+            for i, text in zip(missing, self.model.generate(asked, draw, on_token)):
+                found[i] = answer = self._read(text, config.mode)
+                if self.cache and isinstance(answer, Caption):
+                    self.cache.write(keys[i], answer)
+        answers = [found[i] for i in range(len(pictures))]
+        return [fitted(answer, self.count) if isinstance(answer, Caption) else answer for answer in answers]
 
     def caption_tiles(
         self,
@@ -166,3 +168,24 @@ def report(caption: Caption, tiles: Sequence[TileCaption] = ()) -> dict[str, Any
         **caption.as_json(),
         "tiles": [{"box": [round(side, 4) for side in tile.box], **tile.caption.as_json()} for tile in tiles],
     }
+
+
+def tile_boxes(size: Sequence[int], scale: float, tile: int, overlap: int) -> list[Box]:
+    """Lay tiles of the enlarged picture over the small one.
+
+    Args:
+        size: height and width of the small picture in pixels.
+        scale: enlargement.
+        tile: side of a tile in pixels of the enlarged picture.
+        overlap: least overlap of neighbours, in the same pixels.
+
+    Returns:
+        Boxes (top, left, height, width) in pixels of the small picture.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    if scale <= 0:
+        raise ValueError(f"expected a scale above 0, got {scale:g}; 4 is usual")
+    height, width = size
+    return TileGrid(height=height, width=width, tile=round(tile / scale), overlap=round(overlap / scale), align=1).boxes

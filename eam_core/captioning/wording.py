@@ -1,7 +1,7 @@
 """Make captions fit for text encoders: no words of damage, the subject first, no longer than they read."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from .caption import Caption
@@ -32,6 +32,7 @@ _FRAME = re.compile(
     r"\b(?:the|this|an?|overall|image|picture|photo(?:graph)?|shot|is|are|it|has|looks?|appears?|seems?|of|and|to|be)\b|\W",
     re.IGNORECASE,
 )
+_REFERENCE = re.compile(r"(?:it|its|they|their|he|she|his|her|this|these|the latter)\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[^\W_a-z])")
 
 # Counts the tokens of a text for CLIP and for T5.
@@ -50,30 +51,55 @@ def without_damage(text: str) -> str:
 
     A word before its noun goes alone; otherwise its clause goes, or the whole sentence where nothing else is in it.
     """
-    return " ".join(kept for sentence in _SENTENCE.split(text.strip()) if (kept := _clean_sentence(sentence)))
+    return " ".join(kept for sentence in _sentences(text.strip()) if (kept := _clean_sentence(sentence)))
 
 
 def fitted(caption: Caption, count: CountTokens = estimate_tokens) -> Caption:
     """Clean a caption, put its subject first, and cut it to what SD3's text encoders read.
 
-    CLIP reads the first 77 tokens and T5 256: the sentence about the first focal area moves to the front, and whole
-    sentences leave at the end. A first sentence that is too long for CLIP moves nothing else and is cut by words only
-    where T5 would cut it too.
+    CLIP reads the first 77 tokens, T5 256. What is said of the focal areas moves to the front, in their order, as long
+    as CLIP reads it there (the first area's always); whole sentences leave at the end until T5 reads all.
 
     Args:
         caption: as a model gave it.
         count: tokens of a text for CLIP and T5.
     """
-    sentences = [each for each in _SENTENCE.split(without_damage(caption.caption)) if each]
-    subject = next((i for area in caption.focal_areas if (i := _first_naming(sentences, area.name)) is not None), 0)
-    if subject and not _opens_with_reference(sentences[subject]):
-        sentences.insert(0, sentences.pop(subject))
+    passages = _passages(without_damage(caption.caption))
+    front: list[str] = []
+    for area in caption.focal_areas:
+        about = next((each for each in passages if _names(each, area.name)), None)
+        named = any(_names(each, area.name) for each in front)
+        if about and not named and (not front or count(" ".join([*front, about]))[0] <= CLIP_TOKENS):
+            passages.remove(about)
+            front.append(about)
+    sentences = _sentences(" ".join([*front, *passages]))
     while len(sentences) > 1 and count(" ".join(sentences))[1] > T5_TOKENS:
         sentences.pop()
     text = " ".join(sentences)
-    while count(text)[1] > T5_TOKENS:
+    while count(text)[1] > T5_TOKENS:  # one endless sentence
         text = text.rsplit(" ", 1)[0] if " " in text else text[: len(text) // 2]
     return replace(caption, caption=text)
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence for sentence in _SENTENCE.split(text) if sentence]
+
+
+def _passages(text: str) -> list[str]:
+    """Split a text before every sentence that can be understood on its own."""
+    passages: list[str] = []
+    for sentence in _sentences(text):
+        if passages and _REFERENCE.match(sentence):
+            passages[-1] += f" {sentence}"
+        else:
+            passages.append(sentence)
+    return passages
+
+
+def _names(text: str, area: str) -> bool:
+    """Tell whether a text speaks of a focal area, by its name's last word: a "tabby cat" becomes "the cat"."""
+    words = re.findall(r"\w+", area)
+    return bool(words and re.search(rf"\b{re.escape(words[-1])}", text, re.IGNORECASE))
 
 
 def _clean_sentence(sentence: str) -> str:
@@ -99,15 +125,3 @@ def _with_articles(text: str) -> str:
     """Mend "an" and "a" where the word behind them has changed."""
     text = re.sub(r"\b([Aa])n (?=[^aeiouAEIOU\W])", r"\1 ", text)
     return re.sub(r"\b([Aa]) (?=[aeioAEIO])", r"\1n ", text)
-
-
-def _first_naming(sentences: Iterable[str], name: str) -> int | None:
-    """Return the first sentence with the last word of a focal area's name: "tabby cat" is spoken of as "the cat"."""
-    words = re.findall(r"\w+", name)
-    last = re.compile(rf"\b{re.escape(words[-1])}", re.IGNORECASE) if words else None
-    return next((i for i, sentence in enumerate(sentences) if last and last.search(sentence)), None)
-
-
-def _opens_with_reference(sentence: str) -> bool:
-    """Tell whether a sentence leans on the one before: it would not be understood in front."""
-    return bool(re.match(r"(?:it|its|they|their|he|she|his|her|this|these|beside it|behind it)\b", sentence, re.I))

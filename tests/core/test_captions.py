@@ -1,0 +1,337 @@
+"""From a picture to a caption: what is asked, how answers are read, worded, fitted and kept."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eam_core import cli
+from eam_core.captioning.cache import CaptionCache, picture_hash
+from eam_core.captioning.caption import Caption, FocalArea, read_answer
+from eam_core.captioning.captioner import CaptionConfig, SubjectCaptioner, tile_boxes
+from eam_core.captioning.messages import CaptionError, GenerateConfig
+from eam_core.captioning.prompt import LONGEST_SIDE, load_prompt
+from eam_core.captioning.wording import CLIP_TOKENS, T5_TOKENS, estimate_tokens, fitted, without_damage
+
+PICTURE = torch.randint(0, 256, (3, 24, 40), generator=torch.Generator().manual_seed(0)) / 255
+GOOD = json.dumps(
+    {"focused": True, "focal_areas": [{"name": "red fox", "box": [100, 200, 600, 900]}], "caption": "A red fox sits."}
+)
+
+
+class Scripted:
+    """Answer from a list, and remember what was asked."""
+
+    identity = "scripted"
+
+    def __init__(self, *answers):
+        self.answers, self.asked, self.seeds = list(answers), [], []
+
+    def generate(self, conversations, config, on_token=None):
+        self.asked += conversations
+        self.seeds.append(config.seed)
+        return [self.answers.pop(0) for _ in conversations]
+
+
+# The prompt
+
+
+def test_the_prompt_shows_three_focused_and_three_unfocused_pictures_with_their_answers():
+    conversation = load_prompt().conversation(PICTURE, "sa")
+    roles = [message.role for message in conversation]
+    assert roles == ["system", *["user", "assistant"] * 6, "user"]
+    answers = [read_answer(message.parts[0], "sa") for message in conversation if message.role == "assistant"]
+    assert sorted(answer.focused for answer in answers) == [False] * 3 + [True] * 3
+    for answer in answers:
+        assert bool(answer.focal_areas) == answer.focused
+        assert all(area.box for area in answer.focal_areas)
+        # Ideal answers keep the prompt's own rules.
+        assert without_damage(answer.caption) == answer.caption
+        assert fitted(answer) == answer
+    assert conversation[-1].parts[0] is PICTURE
+
+
+def test_detail_aware_prompts_have_no_examples():
+    roles = [message.role for message in load_prompt().conversation(PICTURE, "da")]
+    assert roles == ["system", "user"]
+
+
+def test_the_users_instruction_and_the_whole_photo_reach_the_prompt():
+    conversation = load_prompt().conversation(PICTURE, "sa", extra="Name the plants.", whole="A garden {with} braces.")
+    assert conversation[0].parts[0].endswith("Also: Name the plants.")
+    assert "The whole photo: A garden {with} braces." in conversation[-1].parts[1]
+
+
+def test_large_pictures_are_reduced_before_a_model_sees_them():
+    large = load_prompt().conversation(torch.rand(3, 1000, 3 * LONGEST_SIDE), "da")[-1].parts[0]
+    assert large.shape == (3, 333, LONGEST_SIDE)
+    assert large.min() >= 0 and large.max() <= 1
+
+
+# Answers
+
+
+def test_an_answer_is_read_with_its_focal_areas():
+    caption = read_answer(GOOD, "sa")
+    assert caption == Caption("A red fox sits.", True, (FocalArea("red fox", (0.1, 0.2, 0.6, 0.9)),))
+    assert Caption.from_json(json.loads(json.dumps(caption.as_json()))) == caption
+
+
+@pytest.mark.parametrize(
+    "around", ["{}", "```json\n{}\n```", "<think>It has {{a}} fox.</think>{}", "Here it is: {}. Anything else?"]
+)
+def test_talk_around_the_json_is_left_out(around):
+    assert read_answer(around.format(GOOD), "sa") == read_answer(GOOD, "sa")
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([-50, 0, 2000, 500], (0.0, 0.0, 1.0, 0.5)),
+        ([600, 0, 100, 500], None),
+        ([0, 0, 500], None),
+        (["0", 0, 1, 1], None),
+        ("everywhere", None),
+        (None, None),
+        ([float("nan"), 0, 500, 500], None),
+    ],
+)
+def test_boxes_are_fractions_inside_the_picture_or_none(box, expected):
+    text = json.dumps({"focused": True, "focal_areas": [{"name": "fox", "box": box}], "caption": "A fox."})
+    assert read_answer(text, "sa").focal_areas == (FocalArea("fox", expected),)
+
+
+def test_an_unfocused_picture_has_no_focal_areas():
+    text = json.dumps({"focused": False, "focal_areas": [{"name": "hill"}], "caption": "Hills."})
+    assert read_answer(text, "sa") == Caption("Hills.")
+
+
+def test_json_that_breaks_off_still_gives_its_caption():
+    assert read_answer('{"focused": true, "caption": "A \\"red\\"\\nfox.", "focal_areas": [{"na', "sa") == Caption(
+        'A "red" fox.'
+    )
+
+
+def test_plain_text_is_a_caption_without_focus():
+    assert read_answer("Hills under\n a blue sky.", "da") == Caption("Hills under a blue sky.")
+    assert read_answer("Hills under a blue sky.", "sa") == Caption("Hills under a blue sky.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("", "got an empty answer"),
+        ("  ```json\n``` ", "got an empty answer"),
+        ("<think>What is it", "got an empty answer"),
+        ("I'm sorry, but I can't help with that.", "got a refusal"),
+        ("I cannot describe people.", "got a refusal"),
+        ('{"caption": "I am unable to see pictures."}', "got a refusal"),
+        ('{"focused": true}', "expected JSON with a caption"),
+        ('{"caption": ["a"]}', "expected JSON with a caption"),
+        ('{"caption": ', "expected JSON with a caption"),
+        ("{" * 5000, "expected JSON with a caption"),
+    ],
+)
+def test_what_is_no_caption_is_refused_in_one_sentence(answer, message):
+    with pytest.raises(CaptionError, match=message) as refusal:
+        read_answer(answer, "sa")
+    assert len(str(refusal.value)) < 250
+
+
+# Wording
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The image is blurry and of low quality.", ""),
+        ("The photo appears to be grainy. A cat sleeps.", "A cat sleeps."),
+        ("A blurry, low-quality photo of a cat.", "A photo of a cat."),
+        ("An out-of-focus cat on a slightly pixelated orange mat.", "A cat on an orange mat."),
+        ("The image is blurry but shows a red bus.", "Shows a red bus."),
+        ("A red bus drives by, with heavy motion blur.", "A red bus drives by."),
+        ("There are JPEG artifacts around the edges.", ""),
+        (
+            "A noisy, out of focus and low resolution picture of a tree due to compression artifacts.",
+            "A picture of a tree.",
+        ),
+        # What sounds alike and is no damage of the picture.
+        ("A damaged wall beside a fuzzy blanket.", "A damaged wall beside a fuzzy blanket."),
+        ("Ancient artifacts in a museum.", "Ancient artifacts in a museum."),
+        ("Soft light falls through mist.", "Soft light falls through mist."),
+    ],
+)
+def test_words_of_damage_go_and_the_rest_stays(text, expected):
+    assert without_damage(text) == expected
+
+
+def test_the_subject_comes_first():
+    caption = Caption(
+        "Trees stand in a row. A red fox sits on moss. It looks up. Snow lies around.", True, (FocalArea("red fox"),)
+    )
+    assert fitted(caption).caption == "A red fox sits on moss. It looks up. Trees stand in a row. Snow lies around."
+
+
+def test_further_focal_areas_follow_while_clip_reads_them():
+    tail = "A dog barks at the gate."
+    caption = Caption(f"Hills rise behind. {tail} A fox sits.", True, (FocalArea("fox"), FocalArea("dog")))
+    assert fitted(caption).caption == f"A fox sits. {tail} Hills rise behind."
+    long_dog = "A dog " + "with a very long coat " * 20 + "barks."
+    caption = Caption(f"Hills rise behind. {long_dog} A fox sits.", True, (FocalArea("fox"), FocalArea("dog")))
+    assert estimate_tokens(f"A fox sits. {long_dog}")[0] > CLIP_TOKENS
+    assert fitted(caption).caption == f"A fox sits. Hills rise behind. {long_dog}"
+
+
+def test_whole_sentences_leave_at_the_end_until_t5_reads_all():
+    sentences = [f"Thing number {i} stands on the wide green meadow." for i in range(60)]
+    text = fitted(Caption(" ".join(sentences))).caption
+    kept = text.split(". ")
+    assert text == " ".join(sentences[: len(kept)])
+    assert estimate_tokens(text)[1] <= T5_TOKENS < estimate_tokens(" ".join(sentences[: len(kept) + 1]))[1]
+    assert 200 < estimate_tokens(fitted(Caption("tree " * 1000)).caption)[1] <= T5_TOKENS
+    assert 0 < len(fitted(Caption("x" * 100_000)).caption) < 3000
+
+
+# Captioner and cache
+
+
+def test_the_same_question_is_asked_once(tmp_path):
+    model = Scripted(GOOD, "Another.", "Third.", "Fourth.", "Fifth.")
+    captioner = SubjectCaptioner(model, CaptionCache(tmp_path / "cache"))
+    first = captioner.caption(PICTURE, CaptionConfig())
+    assert captioner.caption(PICTURE.clone(), CaptionConfig()) == first and len(model.asked) == 1
+    for config in (
+        CaptionConfig(mode="da"),
+        CaptionConfig(extra="Name the plants."),
+        CaptionConfig(generate=GenerateConfig(seed=1)),
+    ):
+        assert captioner.caption(PICTURE, config) != first
+    assert captioner.caption(PICTURE * 0.9, CaptionConfig()) != first
+    model.identity = "another"
+    model.answers = ["Sixth."]
+    assert captioner.caption(PICTURE, CaptionConfig()).caption == "Sixth."
+
+
+def test_a_damaged_cache_file_is_asked_for_again(tmp_path):
+    captioner = SubjectCaptioner(Scripted("A fox.", "A dog."), CaptionCache(tmp_path))
+    captioner.caption(PICTURE, CaptionConfig())
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text(file.read_text()[:-20])
+    assert captioner.caption(PICTURE, CaptionConfig()).caption == "A dog."
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_unusable_answer_is_asked_for_once_more_and_never_kept(tmp_path):
+    model = Scripted("", GOOD)
+    captioner = SubjectCaptioner(model, CaptionCache(tmp_path))
+    assert captioner.caption(PICTURE, CaptionConfig()).focused
+    assert len(set(model.seeds)) == 2
+    model.answers = ["I'm sorry, no.", ""]
+    with pytest.raises(CaptionError, match="empty answer"):
+        captioner.caption(PICTURE * 0.5, CaptionConfig())
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+
+
+def test_one_bad_answer_leaves_the_others_alone():
+    model = Scripted("A fox.", CaptionError("no"), "The image is blurry.", "A cat.", CaptionError("never"), "")
+    answers = SubjectCaptioner(model).caption_many([PICTURE * s for s in (1, 0.9, 0.8, 0.7)], CaptionConfig(mode="da"))
+    assert [getattr(answer, "caption", None) for answer in answers] == ["A fox.", None, None, "A cat."]
+    assert str(answers[1]) == "never"
+    assert len(model.asked) == 6
+
+
+def test_tiles_are_captioned_with_the_whole_as_a_hint_and_fall_back_to_it():
+    model = Scripted("A paw.", "", "", "Moss.")
+    boxes = tile_boxes((24, 40), 4, 64, 16)
+    seen = []
+    whole = Caption("A red fox sits.")
+    captioner = SubjectCaptioner(model)
+    tiles = captioner.caption_tiles(PICTURE, boxes[:3], whole, CaptionConfig(), lambda *done: seen.append(done))
+    assert [tile.caption.caption for tile in tiles] == ["A paw.", "A red fox sits.", "Moss."] and seen[-1] == (3, 3)
+    top, left, height, width = boxes[1]
+    asked = model.asked[1][-1].parts
+    assert torch.equal(asked[0], PICTURE[:, top : top + height, left : left + width])
+    assert "A red fox sits." in asked[1]
+    assert tiles[1].box == (left / 40, top / 24, (left + width) / 40, (top + height) / 24)
+
+
+def test_tiles_cover_the_picture():
+    covered = torch.zeros(50, 70)
+    for top, left, height, width in tile_boxes((50, 70), 4, 96, 32):
+        assert (height, width) == (24, 24)
+        covered[top : top + height, left : left + width] += 1
+    assert covered.min() >= 1
+    with pytest.raises(ValueError, match="tile of at least"):
+        tile_boxes((50, 70), 4, 16, 0)
+
+
+def test_the_hash_tells_pictures_apart_and_not_copies():
+    assert picture_hash(PICTURE) == picture_hash(PICTURE.clone() + 1e-5)
+    assert len({picture_hash(p) for p in (PICTURE, PICTURE.flip(-1), PICTURE.reshape(3, 40, 24))}) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": 3}, {"temperature": -1.0}, {"temperature": float("nan")}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        GenerateConfig(**wrong)
+
+
+# The command line
+
+
+@pytest.fixture
+def photo():
+    return Path(cli.__file__).parent / "assets" / "sample_lr.png"
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Put a scripted model in the place of any that the command line opens."""
+    from eam_core.captioning import source
+
+    model = Scripted(GOOD, *["A leaf."] * 40)
+    monkeypatch.setattr(source, "open_model", lambda *args, **options: model)
+    return model
+
+
+def test_the_command_prints_one_json_object(photo, answering, capsys, tmp_path):
+    command = ["caption", str(photo), "--model", "anything", "--tiles", "--tile", "256", "--overlap", "64"]
+    command += ["--cache", str(tmp_path)]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    fields = json.loads(printed)
+    assert printed.count("\n") == 1
+    assert list(fields) == ["caption", "focused", "focal_areas", "tiles"]
+    assert fields["caption"] == "A red fox sits." and fields["focused"] is True
+    assert fields["focal_areas"] == [{"name": "red fox", "box": [0.1, 0.2, 0.6, 0.9]}]
+    assert [tile["caption"] for tile in fields["tiles"]] == ["A leaf."] * 9
+    assert fields["tiles"][0]["box"] == [0.0, 0.0, 0.5, 0.5]
+    assert cli.main(command) == 0 and capsys.readouterr().out == printed
+    assert len(answering.asked) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected --model DIR or --endpoint URL, got neither"),
+        (["--endpoint", "localhost:8000"], "expected --endpoint to begin with http:// or https://"),
+        (["--model", "x", "--max-tokens", "1"], "expected max_tokens of at least 16"),
+        (["--model", "x", "--tiles", "--tile", "8"], "expected a tile of at least"),
+        (["--model", "x", "--tiles", "--scale", "0"], "expected a scale above 0"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_mistakes_get_one_sentence(photo, options, message, capsys):
+    assert cli.main(["caption", str(photo), *options, "--no-cache"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err and err.count("\n") == 1
+
+
+def test_help_of_the_command_needs_no_torch():
+    code = "import sys; from eam_core import cli\ntry: cli.main(['caption', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--endpoint" in done.stdout, done.stderr
