@@ -1,4 +1,4 @@
-"""What the nodes share: the control's socket type, choices of widgets, pictures in ComfyUI's layout and the core's."""
+"""What the nodes share: types of their own sockets, choices of widgets, pictures in ComfyUI's layout and the core's."""
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -7,6 +7,10 @@ CATEGORY = "EAM"
 EMBEDDED_CHOICE = "embedded (tiny, no text)"
 AUTO = "auto"
 ControlType = io.Custom("EAM_CONTROL")
+TileCaptionsType = io.Custom("EAM_TILE_CAPTIONS")
+"""A list of `eam_core.captioning.captioner.TileCaption`."""
+TileConditioningType = io.Custom("EAM_TILE_CONDITIONING")
+"""A list of (left, top, right, bottom as fractions of the picture) and the CONDITIONING there."""
 
 
 def to_core(image: Tensor) -> Tensor:
