@@ -11,6 +11,7 @@ from .image_prompt import ImagePrompt
 from .images import ColorFix, Compare, Degrade
 from .load import LoadModel
 from .sampler import TiledSampler
+from .tile_prompts import EncodeTileCaptions
 
 
 class EAMExtension(ComfyExtension):
@@ -18,4 +19,4 @@ class EAMExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """List the nodes in the order of a graph."""
-        return [LoadModel, ApplyControl, ImagePrompt, TiledSampler, ColorFix, Degrade, Compare]
+        return [LoadModel, ApplyControl, ImagePrompt, EncodeTileCaptions, TiledSampler, ColorFix, Degrade, Compare]

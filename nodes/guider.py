@@ -16,8 +16,8 @@ from torch import Tensor
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
 from ..eam_core.tiling import Box, TileGrid, tiled
 from .hooks import LR_COND, check_lr_size
+from .tile_conditioning import Cond, TileConditioning, TilePrompts
 
-Cond = dict[str, Any]
 _FEATHER = 8  # latents; core fades the inner edges of an area over as many
 
 
@@ -48,6 +48,16 @@ class TiledGuider(comfy.samplers.CFGGuider):
         """
         super().__init__(model)
         self.tiling, self.cfg_start, self.cfg_end, self.fidelity = tiling, cfg_start, cfg_end, fidelity
+        self.tile_prompts = TilePrompts([], 0.0)
+
+    def set_tile_prompts(self, prompts: TileConditioning, strength: float) -> None:
+        """Let each tile follow a prompt of its own beside the global one; `set_conds` comes first.
+
+        Raises:
+            CheckpointError: the prompts come from another kind of text encoder than the positive conditioning.
+        """
+        self.tile_prompts = TilePrompts(prompts, strength)
+        self.original_conds |= self.tile_prompts.conds(self.original_conds["positive"])
 
     def outer_sample(self, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Sample, and ask core only for the memory of the tiles that run at once."""
@@ -63,18 +73,21 @@ class TiledGuider(comfy.samplers.CFGGuider):
         sigma = float(timestep[0])
         self.cfg = cfg_scale_at(sigma, self.cfg_start, self.cfg_end)
         grid = TileGrid(height=x.shape[-2], width=x.shape[-1], tile=self.tiling.tile, overlap=self.tiling.overlap)
-        whole = len(grid.boxes) == 1
+        size, whole = x.shape[-2:], len(grid.boxes) == 1
+
+        def cut(name: str, boxes: list[Box]) -> list[Cond]:
+            return self.conds[name] if whole else conds_for_tiles(self.conds[name], boxes, x)
 
         def predict(tiles: Tensor, boxes: list[Box]) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            conds = self.conds if whole else {k: conds_for_tiles(v, boxes, x) for k, v in self.conds.items()}
-            negative, positive = conds.get("negative"), conds.get("positive")
+            negative, positive = cut("negative", boxes), self.tile_prompts.positive(cut, boxes, size)
             sigmas = timestep.repeat(len(boxes))
             return comfy.samplers.sampling_function(
                 self.inner_model, tiles, sigmas, negative, positive, self.cfg, model_options=options, seed=seed
             )
 
-        denoised = tiled(predict, x, grid, tile_batch=self.tiling.tile_batch, on_tile=self.on_tile)
+        grouped = self.tile_prompts.in_groups(predict, self.conds, size)
+        denoised = tiled(grouped, x, grid, tile_batch=self.tiling.tile_batch, on_tile=self.on_tile)
         return self._guide(denoised, sigma, sigma_start=float(options["transformer_options"]["sample_sigmas"][0]))
 
     def _guide(self, denoised: Tensor, sigma: float, sigma_start: float) -> Tensor:

@@ -8,10 +8,12 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..eam_core.presets import EMBEDDED
-from .types import CATEGORY
+from .types import CATEGORY, TileConditioningType
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+    from .tile_conditioning import TileConditioning
 
 
 class TiledSampler(io.ComfyNode):
@@ -75,6 +77,21 @@ class TiledSampler(io.ComfyNode):
                     optional=True,
                     tooltip="CFG falls or rises evenly to this value. 0: cfg all the way.",
                 ),
+                TileConditioningType.Input(
+                    "tile_positive",
+                    optional=True,
+                    tooltip="Prompts of parts of the image. Each tile takes the one whose part it overlaps most.",
+                ),
+                io.Float.Input(
+                    "tile_strength",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Weight of a tile's own prompt against positive. 0: positive alone. 1: the tile's alone, "
+                    "in the same time. Between: the average of two predictions, in up to twice the time.",
+                ),
             ],
             outputs=[io.Latent.Output()],
         )
@@ -97,6 +114,8 @@ class TiledSampler(io.ComfyNode):
         overlap: int,
         tile_batch: int,
         cfg_end: float = 0.0,
+        tile_positive: TileConditioning | None = None,
+        tile_strength: float = 0.5,
     ) -> io.NodeOutput:
         """Put the pieces together; all the work is core's and the guider's."""
         from .guider import TiledGuider
@@ -106,5 +125,6 @@ class TiledSampler(io.ComfyNode):
         tiling = make_tiling(model, tile, overlap, tile_batch)
         guider = TiledGuider(model, tiling, cfg_start=cfg, cfg_end=cfg_end or cfg, fidelity=fidelity)
         guider.set_conds(positive, negative)
+        guider.set_tile_prompts(tile_positive or [], tile_strength)
         sampler = comfy.samplers.sampler_object(sampler_name)
         return io.NodeOutput(sample(guider, latent, sampler, sigmas, seed))
