@@ -6,6 +6,7 @@ stays fast.
 
 from comfy_api.latest import ComfyExtension, io
 
+from .captions import LoadCaptioner, SubjectCaption
 from .control import ApplyControl
 from .image_prompt import ImagePrompt
 from .images import ColorFix, Compare, Degrade
@@ -19,4 +20,15 @@ class EAMExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """List the nodes in the order of a graph."""
-        return [LoadModel, ApplyControl, ImagePrompt, EncodeTileCaptions, TiledSampler, ColorFix, Degrade, Compare]
+        return [
+            LoadModel,
+            ApplyControl,
+            ImagePrompt,
+            LoadCaptioner,
+            SubjectCaption,
+            EncodeTileCaptions,
+            TiledSampler,
+            ColorFix,
+            Degrade,
+            Compare,
+        ]

@@ -7,6 +7,7 @@ CATEGORY = "EAM"
 EMBEDDED_CHOICE = "embedded (tiny, no text)"
 AUTO = "auto"
 ControlType = io.Custom("EAM_CONTROL")
+CaptionerType = io.Custom("EAM_CAPTIONER")
 TileCaptionsType = io.Custom("EAM_TILE_CAPTIONS")
 """A list of `eam_core.captioning.captioner.TileCaption`."""
 TileConditioningType = io.Custom("EAM_TILE_CONDITIONING")
