@@ -56,9 +56,10 @@ def model_folder(source: str) -> Path:
     found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
         todo = "put the model there" if candidates else "folders elsewhere cannot be named"
+        got = f"{source!r}; {todo}" if source else "nothing; name one, or type a caption"
         raise CaptionError(
             "expected a folder below ComfyUI's models folder, such as LLM/MiniCPM-V-4_6, or an http(s) address, "
-            f"got {source!r}; {todo}"
+            f"got {got}"
         )
     return found
 

@@ -1,0 +1,349 @@
+"""Captions in a real ComfyUI: by hand, by a stand-in model of random weights, and by a stand-in endpoint."""
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import torch
+from comfy_host import REPO, ComfyServer, ExecutionError, Interrupted, Progress
+from PIL import Image
+
+from eam_core.captioning.prompt import load_prompt
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from caption_endpoint import StandInEndpoint
+
+WIDGETS = {
+    "caption": "",
+    "mode": "sa",
+    "extra_instruction": "",
+    "max_tokens": 64,
+    "seed": 0,
+    "tile_captions": False,
+    "scale": 4.0,
+    "tile": 0,
+    "overlap": 0,
+}
+WHOLE = [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def photo(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A picture of 48 x 32 pixels in the input folder."""
+    path = tmp_path_factory.mktemp("photo") / "beach.png"
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((48, 32), Image.Resampling.BICUBIC).save(path)
+    return server.upload_image(path)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[StandInEndpoint]:
+    with StandInEndpoint() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stand_in(server: ComfyServer) -> Path:
+    """A model of random weights in ComfyUI's models/LLM."""
+    from captioning_models import build_model
+
+    return build_model("qwen2_5_vl", server.work_dir / "models" / "LLM" / "stand-in")
+
+
+@pytest.fixture(autouse=True)
+def forget(server: ComfyServer) -> None:
+    """Make ComfyUI forget results, and the pack its captions."""
+    free(server)
+    shutil.rmtree(kept(server), ignore_errors=True)
+
+
+def free(server: ComfyServer) -> None:
+    body = {"free_memory": True, "unload_models": True}
+    requests.post(f"{server.url}/free", json=body, timeout=60).raise_for_status()
+
+
+def kept(server: ComfyServer) -> Path:
+    return server.work_dir / "user" / "eam" / "captions"
+
+
+def prompt_for(photo: str, *, loader: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """LoadImage -> EAM_SubjectCaption (with or without a captioner) -> what shows text."""
+    inputs = {"image": ["1", 0], **WIDGETS, **changes}
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": photo}},
+        "2": {"class_type": "EAM_SubjectCaption", "inputs": inputs},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}},
+    }
+    if loader is not None:
+        prompt["5"] = {"class_type": "EAM_LoadCaptioner", "inputs": {"name": "", **loader}}
+        inputs["captioner"] = ["5", 0]
+    return prompt
+
+
+def run(server: ComfyServer, prompt: dict[str, Any], **options: Any) -> tuple[str, dict[str, Any]]:
+    """Return caption and report, after a look at the text that the node shows."""
+    outputs = server.run(prompt, **options)
+    (caption,) = outputs["3"]["text"]
+    assert outputs["2"]["text"] == [caption]
+    return caption, json.loads(outputs["4"]["text"][0])
+
+
+def at(endpoint: StandInEndpoint) -> dict[str, Any]:
+    return {"source": endpoint.url, "name": "stand-in"}
+
+
+# By hand
+
+
+def test_typed_caption_needs_no_model(server: ComfyServer, photo: str) -> None:
+    caption, report = run(server, prompt_for(photo, caption="  A blurry, tiny dog. \n"))
+    # What a person types is not reworded.
+    assert caption == "A blurry, tiny dog."
+    fields = {"caption": caption, "focused": False, "focal_areas": []}
+    assert report == fields | {"tiles": [{"box": WHOLE, **fields}]}
+
+
+def test_without_text_and_captioner_the_caption_is_empty(server: ComfyServer, photo: str) -> None:
+    for tiles in (False, True):
+        caption, report = run(server, prompt_for(photo, tile_captions=tiles))
+        assert caption == ""
+        assert [tile["box"] for tile in report["tiles"]] == [WHOLE]
+
+
+def test_captioner_is_not_even_opened_for_typed_text(server: ComfyServer, photo: str) -> None:
+    broken = {"source": "LLM/nothing here"}
+    assert run(server, prompt_for(photo, loader=broken, caption="A dog."))[0] == "A dog."
+    with pytest.raises(ExecutionError, match="nothing here"):
+        run(server, prompt_for(photo, loader=broken, caption=" "))
+
+
+# A folder
+
+
+def test_folder_answers_by_its_seed_and_once(server: ComfyServer, photo: str, stand_in: Path) -> None:
+    prompt = prompt_for(photo, loader={"source": "LLM/stand-in"}, mode="da", max_tokens=16, seed=1)
+    log = server.log_path
+    before = log.read_text().count("Requested to load ModuleList")
+    caption, _ = run(server, prompt)
+    assert caption
+    # ComfyUI's own memory management has loaded it.
+    assert log.read_text().count("Requested to load ModuleList") == before + 1
+    assert len(list(kept(server).rglob("*.json"))) == 1
+
+    free(server)
+    assert run(server, prompt)[0] == caption
+    assert log.read_text().count("Requested to load ModuleList") == before + 1, "a kept answer needs no model"
+
+    shutil.rmtree(kept(server))
+    free(server)
+    assert run(server, prompt)[0] == caption
+    prompt["2"]["inputs"]["seed"] = 2
+    assert run(server, prompt)[0] != caption
+
+
+def test_folder_is_found_below_models_only(server: ComfyServer, photo: str, stand_in: Path, tmp_path: Path) -> None:
+    models = server.work_dir / "models"
+    (models / "text_encoders").mkdir(exist_ok=True)
+    linked = models / "text_encoders" / "linked"
+    shutil.copytree(stand_in, tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "elsewhere")
+    texts = set()
+    for source in ("LLM\\stand-in", str(stand_in), "text_encoders/linked", "linked", " LLM/../LLM/stand-in"):
+        prompt = prompt_for(photo, loader={"source": source}, mode="da", max_tokens=16, seed=1)
+        if ".." in source:
+            with pytest.raises(ExecutionError, match="folders elsewhere cannot be named"):
+                run(server, prompt)
+        else:
+            texts.add(run(server, prompt)[0])
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("source", ["../user", "LLM/../../user", "/etc", "text_encoders/../../input", "C:/Windows"])
+def test_folder_elsewhere_is_refused(server: ComfyServer, photo: str, source: str) -> None:
+    with pytest.raises(ExecutionError, match=r"expected a folder below ComfyUI's models folder.* got '") as refused:
+        run(server, prompt_for(photo, loader={"source": source}))
+    if os.name == "posix" and source != "C:/Windows":
+        assert "folders elsewhere cannot be named" in str(refused.value)
+
+
+def test_no_source_is_refused(server: ComfyServer, photo: str) -> None:
+    with pytest.raises(ExecutionError, match="got nothing; name one, or type a caption"):
+        run(server, prompt_for(photo, loader={"source": " "}))
+
+
+# An endpoint
+
+
+def test_endpoint_gives_a_fitted_caption_with_its_focus(
+    server: ComfyServer, photo: str, endpoint: StandInEndpoint
+) -> None:
+    endpoint.text = "The sea is calm. A blurry red boat lies on the beach."
+    prompt = prompt_for(photo, loader=at(endpoint), extra_instruction="Name the boat.", seed=7)
+    caption, report = run(server, prompt)
+    assert caption == "A red boat lies on the beach. The sea is calm."
+    assert report["focused"] is True
+    assert report["focal_areas"] == [{"name": "red boat", "box": [0.1, 0.2, 0.6, 0.9]}]
+    assert [(tile["box"], tile["caption"]) for tile in report["tiles"]] == [(WHOLE, caption)]
+    (request,) = endpoint.asked
+    assert (request["model"], request["max_tokens"], request["seed"]) == ("stand-in", 64, 7)
+    assert "Name the boat." in json.dumps(request["messages"][0])
+    free(server)
+    assert run(server, prompt) == (caption, report)
+    assert len(endpoint.asked) == 1, "asked again for what was kept"
+
+
+def test_every_tile_has_its_caption(server: ComfyServer, photo: str, endpoint: StandInEndpoint) -> None:
+    """48 x 32 pixels, enlarged 4 times, in tiles of 128 with an overlap of 64: two on the way."""
+    seen: list[Progress] = []
+    prompt = prompt_for(photo, loader=at(endpoint), tile_captions=True, tile=128, overlap=64)
+    caption, report = run(server, prompt, on_progress=seen.append)
+    assert caption == "A red boat lies on the beach."
+    boxes = [tile["box"] for tile in report["tiles"]]
+    assert boxes == [[0.0, 0.0, 0.6667, 1.0], [0.3333, 0.0, 1.0, 1.0]]
+    captions = [tile["caption"] for tile in report["tiles"]]
+    assert captions == ["A red boat lies on the beach number 1.", "A red boat lies on the beach number 2."]
+    assert caption in json.dumps(endpoint.asked[1]["messages"][-1]), "a tile is told what the whole shows"
+
+    steps = [each.value for each in seen if each.node_type == "EAM_SubjectCaption"]
+    assert {each.maximum for each in seen if each.node_type == "EAM_SubjectCaption"} >= {3 * 64}
+    assert steps == sorted(steps)
+    assert any(0 < step < 64 for step in steps), "no progress within a caption"
+    assert any(64 < step < 128 for step in steps), "no progress within a tile"
+
+
+def test_typed_caption_is_the_hint_of_tiles(server: ComfyServer, photo: str, endpoint: StandInEndpoint) -> None:
+    prompt = prompt_for(photo, loader=at(endpoint), caption="Mine.", tile_captions=True, tile=128, overlap=64)
+    caption, report = run(server, prompt)
+    assert caption == "Mine."
+    assert len(report["tiles"]) == len(endpoint.asked) == 2
+    assert all("Mine." in json.dumps(request["messages"][-1]) for request in endpoint.asked)
+
+
+def test_too_small_tiles_are_refused(server: ComfyServer, photo: str, endpoint: StandInEndpoint) -> None:
+    prompt = prompt_for(photo, loader=at(endpoint), tile_captions=True, tile=16)
+    with pytest.raises(ExecutionError, match="expected tiles of at least 32 pixels"):
+        run(server, prompt)
+    assert not endpoint.asked
+
+
+def test_interrupt_ends_a_slow_answer_at_once(server: ComfyServer, photo: str) -> None:
+    interrupted = []
+    with StandInEndpoint(pause=30) as slow:
+
+        def interrupt(progress: Progress) -> None:
+            if slow.asked and not interrupted:
+                interrupted.append(time.monotonic())
+                server.interrupt()
+
+        with pytest.raises(Interrupted, match="EAM_SubjectCaption"):
+            run(server, prompt_for(photo, loader=at(slow)), on_progress=interrupt)
+        assert time.monotonic() - interrupted[0] < 1.5
+    with StandInEndpoint() as quick:
+        assert run(server, prompt_for(photo, loader=at(quick)))[0] == quick.text
+
+
+def test_pictures_stay_on_this_machine(server: ComfyServer, photo: str) -> None:
+    with pytest.raises(ExecutionError, match=r"expected one on this machine .* got 'example\.com'"):
+        run(server, prompt_for(photo, loader={"source": "http://example.com/v1"}))
+
+
+# ComfyUI's own models
+
+
+def test_clip_that_writes_no_text_is_refused(server: ComfyServer, photo: str) -> None:
+    prompt = prompt_for(photo, loader={"source": "", "clip": ["6", 1]})
+    loaded = {"checkpoint": "embedded (tiny, no text)", "control": "auto"}
+    prompt["6"] = {"class_type": "EAM_LoadModel", "inputs": loaded}
+    with pytest.raises(ExecutionError, match=r"expected a (ComfyUI whose CLIP models write text|CLIP of a vision)"):
+        run(server, prompt)
+
+
+class StandInClip:
+    """What newer versions of ComfyUI give as CLIP, answering with what it was asked."""
+
+    def __init__(self, named: str) -> None:
+        self.named, self.asked = named, {}
+        self.cond_stage_model = torch.nn.Linear(2, 2)
+
+    def tokenize(self, text: str, return_word_ids: bool = False, **given: Any) -> dict[str, Any]:
+        self.asked = {"text": text} | given
+        pictures = given.get(self.named)
+        pictures = pictures if isinstance(pictures, list) else [pictures] if pictures is not None else []
+        return {"qwen": [[(5, 1.0), *(({"type": "image", "data": each}, 1.0) for each in pictures)]]}
+
+    def generate(
+        self, tokens: dict[str, Any], do_sample: bool = True, max_length: int = 256, **given: Any
+    ) -> list[int]:
+        self.drawn = {"tokens": tokens, "do_sample": do_sample, "max_length": max_length} | given
+        return [1, 2]
+
+    def decode(self, token_ids: list[int]) -> str:
+        return f"decoded {token_ids}"
+
+
+@pytest.fixture(scope="module")
+def host_captioner() -> Iterator[ModuleType]:
+    """The module without a ComfyUI around it, which it does not need."""
+    for name, folder in (("eam_alone", REPO), ("eam_alone.nodes", REPO / "nodes")):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
+    yield importlib.import_module("eam_alone.nodes.host_captioner")
+    for name in [name for name in sys.modules if name.split(".")[0] == "eam_alone"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("named", ["image", "images"])
+def test_clip_gets_one_text_and_one_picture(host_captioner: ModuleType, named: str) -> None:
+    from eam_core.captioning.messages import GenerateConfig
+
+    clip, picture = StandInClip(named), torch.rand(3, 6, 8)
+    conversation = load_prompt().conversation(picture, "sa")
+    counted: list[tuple[int, int]] = []
+    config = GenerateConfig(max_tokens=32, seed=9, temperature=0)
+    answers = host_captioner.HostModel(clip).generate([conversation], config, lambda *so_far: counted.append(so_far))
+    assert answers == ["decoded [1, 2]"]
+    assert counted == [(0, 32)]
+    texts = [part for message in conversation for part in message.parts if isinstance(part, str)]
+    assert clip.asked["text"].startswith(texts[0])
+    assert clip.asked["text"].endswith(texts[-1])
+    for message in conversation:
+        assert message.role != "assistant" or message.parts[0] in clip.asked["text"]
+    (seen,) = [token[0]["data"] for token in clip.drawn["tokens"]["qwen"][0] if isinstance(token[0], dict)]
+    assert torch.equal(seen, picture.movedim(0, -1)[None])
+    assert (clip.drawn["do_sample"], clip.drawn["max_length"], clip.drawn["seed"]) == (False, 32, 9)
+
+
+def test_unfit_clips_are_refused(host_captioner: ModuleType) -> None:
+    from eam_core.captioning.messages import GenerateConfig
+
+    conversation = load_prompt().conversation(torch.rand(3, 6, 8), "da")
+    blind = StandInClip("other")
+    with pytest.raises(Exception, match="got one that sees no pictures"):
+        host_captioner.HostModel(blind).generate([conversation], GenerateConfig())
+    mute = StandInClip("image")
+    mute.generate = lambda tokens, **_: mute.cond_stage_model.generate(tokens)
+    with pytest.raises(Exception, match="got one that does not write text"):
+        host_captioner.HostModel(mute).generate([conversation], GenerateConfig())
+    with pytest.raises(Exception, match="expected a ComfyUI whose CLIP models write text"):
+        host_captioner.HostModel(torch.nn.Linear(2, 2))
+
+
+def test_clips_are_told_apart_by_their_weights(host_captioner: ModuleType) -> None:
+    one, other = StandInClip("image"), StandInClip("image")
+    same = StandInClip("image")
+    same.cond_stage_model.load_state_dict(one.cond_stage_model.state_dict())
+    identity = host_captioner.HostModel(one).identity
+    assert identity == host_captioner.HostModel(same).identity
+    assert identity != host_captioner.HostModel(other).identity
