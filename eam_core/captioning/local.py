@@ -1,0 +1,248 @@
+"""A vision-language model in a local folder, run by transformers' own image-text-to-text classes."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .chat_layout import ChatLayout, Laid
+from .messages import CaptionError, Conversation, GenerateConfig, OnToken
+from .model_folder import load, model_config, open_folder, package_class, transformers
+from .model_memory import margin_bytes, refuse_too_little
+from .seeded_sampling import SeededSampling, TokenWatch
+
+
+class LocalModel:
+    """Answer conversations with a model from a folder: MiniCPM-V 4.6, Qwen2.5-VL, Qwen3-VL, SmolVLM and their like.
+
+    The folder is checked at once; processor and weights are read at first use and stay. Nothing is downloaded,
+    unpickled or run from the folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str | torch.device | None = "auto",
+        *,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        """Check a folder.
+
+        Args:
+            folder: of a transformers model in safetensors.
+            device: "auto" takes CUDA where there is one. None leaves the weights where the host moves `module`, and
+                what free memory that device has to the host.
+            dtype: of the weights; bfloat16 on CUDA and float32 on the CPU by default.
+            batch_size: most conversations at once.
+
+        Raises:
+            CaptionError: the folder holds no model that can be used here.
+        """
+        if batch_size < 1:
+            raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
+        self.folder = open_folder(Path(folder))
+        self.config = model_config(self.folder)
+        self.device = None if device is None else torch.device(_usual_device() if device == "auto" else device)
+        if self.device and self.device.type == "cuda" and not torch.cuda.is_available():
+            raise CaptionError(f"expected a CUDA device for {self.folder.path.name}, found none; choose cpu or auto")
+        home = torch.device(_usual_device()) if self.device is None else self.device
+        self.dtype = dtype or (torch.bfloat16 if home.type == "cuda" else torch.float32)
+        self.batch_size = batch_size
+        self._module: nn.Module | None = None
+        self._chat: ChatLayout | None = None
+
+    @property
+    def identity(self) -> str:
+        """Return class, folder name and fingerprint."""
+        return self.folder.identity
+
+    @property
+    def required_bytes(self) -> int:
+        """Return the bytes of the weights in `dtype`, with keys, values and activations of a whole batch."""
+        return self.folder.weight_bytes(self.dtype) + margin_bytes(self.config, self.dtype, self.batch_size)
+
+    @property
+    def module(self) -> nn.Module:
+        """Return the model, read onto the CPU at first use and there until someone moves it.
+
+        Raises:
+            CaptionError: it cannot be loaded.
+        """
+        if self._module is None:
+            self._module = self._load_module()
+        return self._module
+
+    @property
+    def chat(self) -> ChatLayout:
+        """Return the processor in the layout of conversations.
+
+        Raises:
+            CaptionError: it cannot be loaded.
+        """
+        if self._chat is None:
+            self._chat = self._load_chat()
+        return self._chat
+
+    def generate(
+        self, conversations: Sequence[Conversation], config: GenerateConfig, on_token: OnToken | None = None
+    ) -> list[str | CaptionError]:
+        """Answer each conversation; see `Generator`.
+
+        Raises:
+            CaptionError: the model as such cannot be used.
+        """
+        answers: dict[int, str | CaptionError] = {}
+        ready: dict[int, Laid] = {}
+        with _quiet():
+            module = self._placed()
+            for i, conversation in enumerate(conversations):
+                try:
+                    ready[i] = self._fitting(conversation, config.max_tokens)
+                except CaptionError as error:
+                    answers[i] = error
+            numbers = list(ready)
+            for start in range(0, len(numbers), self.batch_size):
+                group = numbers[start : start + self.batch_size]
+                texts = self._answer(module, [ready[i] for i in group], config, on_token)
+                answers.update(zip(group, texts))
+        return [answers[i] for i in range(len(conversations))]
+
+    def _fitting(self, conversation: Conversation, max_tokens: int) -> Laid:
+        """Lay a conversation out, and see that it and its answer fit the model's context."""
+        laid = self.chat.lay(conversation)
+        most = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        tokens = self.chat.inputs([laid])["input_ids"].shape[1]
+        if most is not None and tokens + max_tokens > most:
+            raise CaptionError(
+                f"expected a conversation and answer of at most {most} tokens for {self.folder.path.name}, got "
+                f"{tokens} and {max_tokens}; use mode da, fewer tokens, or a model with a longer context"
+            )
+        return laid
+
+    def _answer(self, module: Any, laid: Sequence[Laid], config: GenerateConfig, on_token: OnToken | None) -> list[str]:
+        inputs = self.chat.inputs(laid)
+        length = inputs["input_ids"].shape[1]
+        home = next(module.parameters())
+        inputs = {
+            name: value.to(home.device, home.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        watch = TokenWatch(on_token, length, config.max_tokens)
+        try:
+            with torch.no_grad(), _last_logits_only(module):
+                tokens = module.generate(
+                    **inputs,
+                    max_new_tokens=config.max_tokens,
+                    do_sample=False,  # what `SeededSampling` leaves is drawn already
+                    logits_processor=package_class("LogitsProcessorList")(
+                        [SeededSampling(config.seed, config.temperature)]
+                    ),
+                    stopping_criteria=package_class("StoppingCriteriaList")([watch]),
+                )
+        except CaptionError:
+            raise
+        except Exception as error:
+            if error is watch.raised:
+                raise
+            raise self._failure(error, home.device) from error
+        return [each.opened_thoughts + self.chat.decode(row[length:]) for each, row in zip(laid, tokens)]
+
+    def _failure(self, error: Exception, device: torch.device) -> CaptionError:
+        name, needed = self.folder.path.name, self.required_bytes / 2**30
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return CaptionError(
+                f"expected {needed:.1f} GB of free memory on {device} for {name}, but it ran out; "
+                "choose a smaller model or smaller pictures, or use an endpoint"
+            )
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        return CaptionError(
+            f"expected an answer from {name}, but it failed ({words}); download it again or use another"
+        )
+
+    def _placed(self) -> nn.Module:
+        if self.device is None:
+            return self.module
+        if self._module is None and self.device.type != "cpu":
+            refuse_too_little(self.folder.path.name, self.required_bytes, self.device)
+        return self.module.to(self.device)
+
+    def _load_module(self) -> nn.Module:
+        on_cpu = self.device is not None and self.device.type == "cpu"
+        needed = self.required_bytes if on_cpu else self.folder.weight_bytes(self.dtype)
+        refuse_too_little(self.folder.path.name, needed, torch.device("cpu"))
+        kind, what = package_class("AutoModelForImageTextToText"), "a vision-language model"
+        # dtype is spelt torch_dtype by transformers 4, which 5 still takes.
+        options = {"use_safetensors": True, "torch_dtype": self.dtype, "output_loading_info": True}
+        with _quiet():
+            module, report = load(kind, self.folder, what, **options)
+            # Transformers makes up what the files lack.
+            missing = sorted(report["missing_keys"])
+            if missing:
+                raise CaptionError(
+                    f"expected {what} in {self.folder.path}, but its weights lack {missing[0]} and {len(missing) - 1} "
+                    "more; download the folder again"
+                )
+            module.generation_config = self._generation_config(module)
+        return module.eval().requires_grad_(False)
+
+    def _generation_config(self, module: Any) -> Any:
+        """Return where answers end, and nothing else of the folder's settings: they would change what is drawn."""
+        given, tokenizer = module.generation_config, self.chat.processor.tokenizer
+        ends = given.eos_token_id if isinstance(given.eos_token_id, list) else [given.eos_token_id]
+        ends = {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
+        return package_class("GenerationConfig")(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
+
+    def _load_chat(self) -> ChatLayout:
+        with _quiet():
+            processor = load(package_class("AutoProcessor"), self.folder, "a processor for pictures and words")
+        template = getattr(processor, "chat_template", None)
+        if not hasattr(processor, "image_processor") or not template:
+            lacking = "chat template" if hasattr(processor, "image_processor") else "settings for pictures"
+            raise CaptionError(
+                f"expected a processor for pictures and words in {self.folder.path}, but it has no {lacking}; "
+                "download the whole folder, of a model made for conversations"
+            )
+        return ChatLayout(processor)
+
+
+def _usual_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _last_logits_only(module: Any) -> Iterator[None]:
+    """Have logits computed for the last token alone.
+
+    Some models compute them for the whole prompt: 4,000 tokens of MiniCPM-V 4.6 would be 4 GB in float32.
+    """
+
+    def last(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (arguments[0][:, -1:], *arguments[1:])
+
+    hook = module.get_output_embeddings().register_forward_pre_hook(last)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' advice and progress bars off the screen."""
+    log = transformers().logging
+    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bar:
+            log.enable_progress_bar()
