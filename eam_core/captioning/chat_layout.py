@@ -98,11 +98,12 @@ class ChatLayout:
     def _picture_options(self) -> dict[str, Any]:
         """Bound the tokens of a picture where a processor would enlarge it first.
 
-        SmolVLM and Idefics3 enlarge every picture to four or five tiles a side and add the whole: with 64 to 81 tokens
-        a tile, seven pictures are 7 x 17 tiles or 7,600 to 9,600 tokens, more than the 8,192 they were made for. Two
-        tiles a side are 5 x 7 tiles, 2,800 tokens at most, and still show a picture at 768 to 1024 pixels, which is
-        all the prompt sends. The others never enlarge: at 1024 pixels MiniCPM-V cuts at most 6 slices (448 tokens
-        with the whole), and Qwen makes at most 1,369 tokens; the examples of 384 pixels are 64 and 126.
+        SmolVLM and Idefics3 enlarge every picture to four tiles a side and add the whole: at 64 to 81 tokens a tile,
+        seven pictures are 7 x 17 tiles, 7,600 to 9,600 tokens, and they were made for 8,192. With two tiles a side
+        they are 7 x 5 tiles, 2,835 tokens at most, and still show 768 to 1024 pixels, about all that the prompt sends.
+        The others need no bound, as the prompt sends 1024 pixels at most: MiniCPM-V cuts that into six slices at most
+        (about 450 tokens with the whole), Qwen2.5-VL makes 1,369 tokens of it and Qwen3-VL 1,024; their examples of
+        384 pixels are about 70, 130 and 100 tokens each.
         """
         processor = self.processor.image_processor
         tile = getattr(processor, "max_image_size", None)

@@ -224,11 +224,13 @@ def _last_logits_only(module: Any) -> Iterator[None]:
     def last(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (arguments[0][:, -1:], *arguments[1:])
 
-    hook = module.get_output_embeddings().register_forward_pre_hook(last)
+    head = module.get_output_embeddings()
+    hook = head.register_forward_pre_hook(last) if head is not None else None
     try:
         yield
     finally:
-        hook.remove()
+        if hook:
+            hook.remove()
 
 
 @contextmanager
