@@ -123,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text-cache", help="of train.cache_text, with the captions of --data; the recipe's when left out"
     )
+    parser.add_argument("--caption-dir", help="of train.caption, with captions of both kinds for table 5")
     parser.add_argument("--count", type=int, default=16, help="held-out pictures that are scored, per degradation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--run-dir", default="runs/ablations", help="where the runs lie")
@@ -148,7 +149,11 @@ def base_config(options: argparse.Namespace) -> ControlConfig:
                 config.parts, base=options.base, autoencoder=options.autoencoder, text_cache=options.text_cache
             ),
             data=_given(
-                config.data, data=tuple(options.data) if options.data else None, crop_sizes=size, captions=captions
+                config.data,
+                data=tuple(options.data) if options.data else None,
+                crop_sizes=size,
+                captions=captions,
+                caption_dir=options.caption_dir,
             ),
             objective=_given(config.objective, loss=options.loss, masked_steps=masked_steps),
             loop=dataclasses.replace(loop, validate_every=max(1, loop.steps // 6), save_every=max(1, loop.steps // 4)),
@@ -174,7 +179,7 @@ def main() -> None:
     runs = plan(table, base, options.seeds, options.mask_share, options.run_dir)
     _execute_all(runs, options.jobs, options.count)
     report = write_report(table, runs, base, options.out)
-    print(report.read_text())
+    print(report.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, metavar="SOURCE", help="as the training's --data")
     parser.add_argument("--captions", choices=("sa", "da"), required=True, help="kind of caption, as the training's")
+    parser.add_argument("--caption-dir", default="", metavar="FOLDER", help="as the training's; of train.caption")
     parser.add_argument("--text-encoders", required=True, metavar="FOLDER", help="an SD3 pipeline (diffusers layout)")
     parser.add_argument("--cache", required=True, metavar="FOLDER", help="where the embeddings go")
     parser.add_argument("--batch-size", type=int, default=16, help="captions encoded together (default 16)")
@@ -58,7 +59,8 @@ def main() -> None:
     options = parse()
     encoder = open_encoder(Path(options.text_encoders), options.device)
     cache = TextCache.create(options.cache, fingerprint(options.text_encoders))
-    todo = missing_captions(cache, DataConfig(data=tuple(options.data), captions=options.captions))
+    config = DataConfig(data=tuple(options.data), captions=options.captions, caption_dir=options.caption_dir)
+    todo = missing_captions(cache, config)
     with tqdm(total=len(todo), unit="caption", dynamic_ncols=True) as progress:
         captions = iter(todo)
         for texts in encoder.encode_batches(todo, options.batch_size):

@@ -57,7 +57,7 @@ class RunFolder:
             changed = [
                 f"{name} {now.get(name)!r} instead of {then.get(name)!r}"
                 for name in sorted(now.keys() | then.keys())
-                if name not in FREE_FIELDS and now.get(name) != then.get(name)
+                if name not in FREE_FIELDS and now.get(name) != then.get(name) and not _unknown_then(name, now, then)
             ]
             if changed and any(self.checkpoints.glob("step-*.json")):
                 raise EAMError(
@@ -134,7 +134,7 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -150,6 +150,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def _unknown_then(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+    """Whether a text setting came after the run was started, and is not used: a newer version may go on with it."""
+    return name not in then and now[name] == ""
 
 
 def _digest(path: Path) -> str:

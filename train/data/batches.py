@@ -116,7 +116,7 @@ class MicroBatches(IterableDataset):
             sample, pixels = self._usable(fetch, j)
             crops.append(training_crop(pixels, size, seed, tries=config.crop_tries, turns=turns))
             keys.append(sample.key)
-            captions.append(caption_of(sample, config.captions))
+            captions.append(caption_of(sample, config.captions, config.caption_dir))
         return Batch(torch.stack(crops), torch.tensor(seeds, dtype=torch.int64), keys, captions)
 
     def _usable(self, fetch: _Fetch, first: int) -> tuple[Sample, np.ndarray]:

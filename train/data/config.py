@@ -23,6 +23,8 @@ class DataConfig:
             NAME=PATH with the name of a layout (DIV2K, Flickr2K, LSDIR, OST, FFHQ).
         crop_sizes: pixels; each step draws one of them, and the batch shrinks so that its pixels stay as many.
         captions: kind of caption wanted; "none" hands out empty ones.
+        caption_dir: folder of captions that train.caption has written; those beside the pictures serve where it has
+            none.
         held_out: one picture in so many, chosen by a hash of its key, is kept for validation; 0: none.
         crop_tries: places drawn per crop; the one with most detail is taken.
         num_workers: processes that decode pictures, per training process; 0: the training process itself.
@@ -31,6 +33,7 @@ class DataConfig:
     data: tuple[str, ...] = ()
     crop_sizes: tuple[int, ...] = (512,)
     captions: Literal["none", "sa", "da"] = "none"
+    caption_dir: str = ""
     held_out: int = 50
     crop_tries: int = 2
     num_workers: int = 1
@@ -44,6 +47,8 @@ class DataConfig:
             )
         if self.captions not in ("none", "sa", "da"):
             raise ValueError(f'expected captions "none", "sa" or "da", got {self.captions!r}; choose one of them')
+        if self.caption_dir and self.captions == "none":
+            raise ValueError('expected captions "sa" or "da" with a caption_dir, got "none"; choose one of them')
         if self.held_out < 0 or self.held_out == 1:
             raise ValueError(f"expected held_out 0 (none) or at least 2, got {self.held_out}; 50 keeps one in 50")
         if self.crop_tries < 1:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from eam_core.errors import EAMError, ImageError
 from train.data.batches import MicroBatches, PhotoSource, Source, StreamSource
-from train.data.captions import caption_of, check_captions
+from train.data.captions import caption_of, check_caption_dir, check_captions
 from train.data.config import Batch, DataConfig, DataError
 from train.data.crops import fixed_crop
 from train.data.pictures import decode, measure
@@ -65,6 +65,7 @@ class TrainingData:
             rank=rank,
             world_size=world_size,
         )
+        check_caption_dir(config.caption_dir)
         found = resolve(config.data)
         self._shards, self._held_out = found.shards, ()
         self._source: Source
@@ -74,7 +75,7 @@ class TrainingData:
             self.num_photos = None
         else:
             photos = _usable(found.photos, max(config.crop_sizes))
-            check_captions(photos, config.captions)
+            check_captions(photos, config.captions, config.caption_dir)
             self._held_out = tuple(photo for photo in photos if is_held_out(photo.key, config.held_out))
             training = tuple(photo for photo in photos if not is_held_out(photo.key, config.held_out))
             if not training:
@@ -150,7 +151,7 @@ class TrainingData:
             crops.append(fixed_crop(pixels, size))
             seeds.append(sample_seed(0, key_hash(photo.key)))
             keys.append(photo.key)
-            captions.append(caption_of(sample, self._config.captions))
+            captions.append(caption_of(sample, self._config.captions, self._config.caption_dir))
         hr = torch.stack(crops) if crops else torch.empty(0, 3, size, size, dtype=torch.uint8)
         return Batch(hr, torch.tensor(seeds, dtype=torch.int64), keys, captions)
 

@@ -9,8 +9,12 @@ from eam_core.images import INPUT_SUFFIXES
 
 PICTURE_KINDS = tuple(suffix[1:] for suffix in INPUT_SUFFIXES)
 SIDECAR_KINDS = ("sa.txt", "da.txt", "txt", "json")
+# Written beside captions by train.caption; known, so that in a tar they do not part a picture from its captions.
+_NOTE_KINDS = ("sa.json", "da.json")
 # The shortest key that leaves a known kind, so that "a.sa.txt" is the sa.txt of "a", and "1.5x.png" the png of "1.5x".
-_NAME = re.compile(rf"(?P<key>.+?)\.(?P<kind>{'|'.join(map(re.escape, (*SIDECAR_KINDS, *PICTURE_KINDS)))})", re.I)
+_NAME = re.compile(
+    rf"(?P<key>.+?)\.(?P<kind>{'|'.join(map(re.escape, (*_NOTE_KINDS, *SIDECAR_KINDS, *PICTURE_KINDS)))})", re.I
+)
 _CROP = re.compile(r"-crop\d+$")
 
 
