@@ -68,15 +68,12 @@ class TilePrompts:
     def conds(self, positive: list[Cond]) -> dict[str, list[Cond]]:
         """Return the lists to add to a guider's: the positive one with each distinct prompt as its text.
 
-        Entries that core spreads over what others leave free ("default") are left out: those ignore strengths, and
-        keep the global prompt.
-
         Raises:
             CheckpointError: the prompts come from another kind of text encoder than the positive conditioning.
         """
         own = {}
         for key, parts in self.texts.items():
-            pairs = ((entry, *part) for entry in positive if "default" not in entry for part in parts)
+            pairs = ((entry, *part) for entry in positive for part in parts)
             own[key] = [entry for pair in pairs if (entry := _with_text(*pair)) is not None]
         return own
 
@@ -102,6 +99,9 @@ class TilePrompts:
 
     def positive(self, cut: Cut, boxes: list[Box], size: Sequence[int]) -> list[Cond]:
         """Return the positive conditioning of tiles that `in_groups` lets run together.
+
+        Entries that core spreads over what others leave free ("default") keep the global prompt: it gives them no
+        strengths.
 
         Args:
             cut: gives a list of the guider's, cut to tiles that are stacked along the batch axis.

@@ -1,0 +1,381 @@
+"""Prompts of single tiles in a real ComfyUI, on a random-weight stand-in of SD3's layout whose text matters."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comfy_host import ComfyServer, ExecutionError
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eam_core.checkpoint import IMAGE_PROMPT_PREFIX
+from eam_core.model.control import ControlParams, ControlStream
+from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams
+from eam_core.model.mmdit import MMDiT, MMDiTParams
+from eam_core.tiling import TileGrid
+from eam_core.weight_files import save_weights
+
+SIZE = {"depth": 2, "hidden_size": 128}
+IMAGE_SIZE = 32
+TILE, OVERLAP = 64, 32  # pixels
+SIDE = 16  # latents of a result: 3 x 3 tiles
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    folder = tmp_path_factory.mktemp("host")
+    (folder / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name("tile_prompts_pack.py"), folder / "custom_nodes")
+    with pytest.MonkeyPatch.context() as environment:
+        # For so small a model, threads on busy cores only wait for each other.
+        environment.setenv("OMP_NUM_THREADS", "1")
+        with ComfyServer(folder) as running:
+            save_stand_ins(folder / "models")
+            for side in (32, 96):
+                coarse = np.random.default_rng(side).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+                path = folder / f"{side}.png"
+                Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path)
+                running.upload_image(path)
+            yield running
+
+
+def save_stand_ins(models: Path) -> None:
+    """Write a random base whose text matters, and a random control with an image prompt for it."""
+    torch.manual_seed(0)
+    base = MMDiT(MMDiTParams(**SIZE, context_size=64, pooled_size=64))
+    control = ControlStream(ControlParams(**SIZE))
+    prompt = ImagePrompt(ImagePromptParams(**SIZE, image_size=IMAGE_SIZE))
+    for module in (base, control, prompt):
+        for tensor in module.state_dict().values():
+            tensor.normal_(std=tensor.shape[-1] ** -0.5 if tensor.ndim == 2 else 0.1)
+    state = {IMAGE_PROMPT_PREFIX + key: value for key, value in prompt.state_dict().items()}
+    # One that hardly looks at the latents: each text shifts its tile evenly, which is what shows seams best.
+    scales = {"x_embedder.proj.weight": 0.02, "pos_embed": 0.02, "final_layer.linear.weight": 10.0}
+    blind = {key: value * scales.get(key, 1.0) for key, value in base.state_dict().items()}
+    for key in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        blind[key] = blind[key].unflatten(0, (4, 16)).mean(0).repeat(4, *[1] * (blind[key].ndim - 1))
+    files = {"diffusion_models/random": base.state_dict(), "diffusion_models/blind": blind}
+    for name, weights in (files | {"model_patches/random": control.state_dict() | state}).items():
+        path = models / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(path, weights)
+
+
+class Graph:
+    """A prompt in the making: the stand-in with its control on a picture."""
+
+    def __init__(self, host: ComfyServer, base: str = "random", side: int = 32, **changes: Any) -> None:
+        self.host, self.prompt = host, {}
+        loaded = self.add("EAM_LoadModel", checkpoint="embedded (tiny, no text)", control="random.safetensors")
+        self.vae, self.control, self.embedded_clip = [loaded, 2], [loaded, 3], [loaded, 1]
+        self.model = self.link("UNETLoader", unet_name=f"{base}.safetensors", weight_dtype="default")
+        self.clip = self.link("TextCLIP", width=64)
+        self.image = self.link("LoadImage", image=f"{side}.png")
+        self.control_numbers = {"scale": 4.0, "control_scale": 1.0, "start": 0.0, "end": 1.0} | changes
+
+    def add(self, kind: str, **inputs: Any) -> str:
+        node = str(len(self.prompt) + 1)
+        self.prompt[node] = {"class_type": kind, "inputs": inputs}
+        return node
+
+    def link(self, kind: str, **inputs: Any) -> Any:
+        return [self.add(kind, **inputs), 0]
+
+    def text(self, text: str) -> Any:
+        return self.link("CLIPTextEncode", text=text, clip=self.clip)
+
+    def combined(self, text: str, in_area: str) -> Any:
+        """Two prompts, one of them in an area with a strength and until half of the sampling."""
+        area = {"width": 64, "height": 64, "x": 64, "y": 32, "strength": 3.0}
+        part = self.link("ConditioningSetArea", conditioning=self.text(in_area), **area)
+        part = self.link("ConditioningSetTimestepRange", conditioning=part, start=0.0, end=0.5)
+        return self.link("ConditioningCombine", conditioning_1=self.text(text), conditioning_2=part)
+
+    def tiles(self, tiles: list[tuple[Any, str]], clip: Any = None) -> Any:
+        captions = self.link("TileCaptions", tiles=json.dumps(tiles))
+        return self.link("EAM_EncodeTileCaptions", clip=clip or self.clip, tile_captions=captions)
+
+    def sample(self, positive: Any, tiles: Any = None, strength: float = 0.5, log: Any = "", **changes: Any) -> Tensor:
+        """Run one sampling; `tiles` are places with texts, or a link."""
+        links = {"positive": positive, "negative": self.text("none of it"), "vae": self.vae, "control": self.control}
+        applied = self.add("EAM_ApplyControl", model=self.model, image=self.image, **links, **self.control_numbers)
+        model = self.link("Watched", model=[applied, 0], log=str(log)) if log else [applied, 0]
+        inputs = {"model": model, "positive": [applied, 1], "negative": [applied, 2], "latent": [applied, 3]}
+        numbers: dict[str, Any] = {"seed": 3, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "fidelity": 0.0}
+        numbers |= {"scheduler": "sgm_uniform", "start_sigma": 1.0, "tile_batch": 1, "tile": TILE, "overlap": OVERLAP}
+        if tiles is not None:
+            linked = self.tiles(tiles) if not tiles or isinstance(tiles[0], tuple) else tiles
+            inputs |= {"tile_positive": linked, "tile_strength": strength}
+        return self.latents(self.link("EAM_TiledSampler", **inputs, **numbers | changes))
+
+    def latents(self, latent: Any) -> Tensor:
+        saved = self.add("SaveLatent", samples=latent, filename_prefix="test")
+        found = self.host.run(self.prompt)[saved]["latents"][0]
+        return load_file(self.host.work_dir / "output" / found["subfolder"] / found["filename"])["latent_tensor"]
+
+
+def run(host: ComfyServer, text: str, tiles: Any = None, strength: float = 0.5, **changes: Any) -> Tensor:
+    """Sample the stand-in from a fresh graph."""
+    graph = Graph(host, **changes.pop("graph", {}))
+    return graph.sample(graph.text(text), tiles, strength, **changes)
+
+
+def calls(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def grid(side: int) -> TileGrid:
+    return TileGrid(height=side, width=side, tile=TILE // 8, overlap=OVERLAP // 8)
+
+
+def places(grid: TileGrid) -> list[tuple[float, float, float, float]]:
+    """Return a grid's boxes as captions have them."""
+    return [
+        (left / grid.width, top / grid.height, (left + wide) / grid.width, (top + tall) / grid.height)
+        for top, left, tall, wide in grid.boxes
+    ]
+
+
+TILES = [(place, f"tile number {number}") for number, place in enumerate(places(grid(SIDE)))]
+LENGTHS = [(place, "word " * (3 + number % 3) + str(number)) for number, (place, _) in enumerate(TILES)]
+
+
+# What a tile's prompt is
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize("cfg", [1.0, 2.5])
+def test_tiles_with_the_global_prompt_change_nothing(host: ComfyServer, strength: float, cfg: float) -> None:
+    same = [(place, "the photo") for place, _ in TILES]
+    expected = run(host, "the photo", cfg=cfg)
+    assert (run(host, "the photo", same, strength, cfg=cfg) - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_strength_zero_gives_and_costs_what_no_tile_prompts_do(host: ComfyServer, tmp_path: Path) -> None:
+    without, zero, half, one = (
+        run(host, "the photo", tiles, strength, log=tmp_path / name)
+        for name, tiles, strength in (
+            ("no", None, 0.5),
+            ("zero", TILES, 0.0),
+            ("half", TILES, 0.5),
+            ("one", TILES, 1.0),
+        )
+    )
+    assert torch.equal(without, zero)
+    assert (without - one).abs().mean() > 0.1 and (half - one).abs().mean() > 0.1
+    # Nine tiles, two steps; a call of two prompts of one length counts as two.
+    counts = {name: sum(call["tiles"] for call in calls(tmp_path / name)) for name in ("no", "zero", "half", "one")}
+    assert counts == {"no": 18, "zero": 18, "half": 36, "one": 18}
+
+
+@pytest.mark.parametrize("tile", [TILE, 8 * SIDE])
+def test_prediction_is_the_weighted_average(host: ComfyServer, tile: int) -> None:
+    """One step of Euler ends at the prediction; one caption for the whole picture, in nine tiles or in one."""
+    settings: dict[str, Any] = {"steps": 1, "cfg": 2.0, "tile": tile}
+    whole, own = run(host, "the photo", **settings), run(host, "a red fox", **settings)
+    assert (whole - own).abs().mean() > 0.1
+    for strength in (0.25, 1.0):
+        mixed = run(host, "the photo", [((0, 0, 1, 1), "a red fox")], strength, **settings)
+        assert torch.allclose(mixed, (1 - strength) * whole + strength * own, atol=1e-4)
+
+
+def test_areas_strengths_and_ranges_of_the_positive_prompt_stay(host: ComfyServer) -> None:
+    def sampled(text: str, in_area: str, tiles: Any = None, strength: float = 0.5, **changes: Any) -> Tensor:
+        graph = Graph(host)
+        return graph.sample(graph.combined(text, in_area), tiles, strength, **changes)
+
+    fox = [((0, 0, 1, 1), "a red fox")]
+    assert torch.allclose(sampled("the photo", "a tree", fox, 1.0), sampled("a red fox", "a red fox"), atol=1e-4)
+    whole, own = sampled("the photo", "a tree", steps=1), sampled("a red fox", "a red fox", steps=1)
+    mixed = sampled("the photo", "a tree", fox, 0.25, steps=1)
+    assert torch.allclose(mixed, 0.75 * whole + 0.25 * own, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+def test_a_default_prompt_keeps_what_areas_leave_free(host: ComfyServer, strength: float) -> None:
+    """Core gives such an entry the rest of the picture, whatever its strength; it stays the global prompt's."""
+
+    def sampled(in_area: str, tiles: Any = None) -> Tensor:
+        graph = Graph(host)
+        area = {"width": 64, "height": 128, "x": 64, "y": 0, "strength": 0.5}
+        part = graph.link("ConditioningSetArea", conditioning=graph.text(in_area), **area)
+        positive = graph.link("ConditioningSetDefaultCombine", cond=part, cond_DEFAULT=graph.text("the photo"))
+        return graph.sample(positive, tiles, strength, steps=1)
+
+    whole, own = sampled("a tree"), sampled("a red fox")
+    mixed = sampled("a tree", [((0, 0, 1, 1), "a red fox")])
+    assert (whole - own).abs().mean() > 0.02
+    assert torch.allclose(mixed, (1 - strength) * whole + strength * own, atol=1e-4)
+
+
+def test_encodings_for_parts_of_the_sampling_stay_apart(host: ComfyServer) -> None:
+    """A CLIP with scheduled hooks gives several encodings of one text, each with its range."""
+    graph = Graph(host)
+    tiles = graph.link("Scheduled", early=graph.text("a red fox"), late=graph.text("a tree"))
+    scheduled = graph.sample(graph.text("the photo"), tiles, 1.0, steps=4)
+    graph = Graph(host)
+    halves = [
+        graph.link("ConditioningSetTimestepRange", conditioning=graph.text(text), start=start, end=end)
+        for text, start, end in (("a red fox", 0.0, 0.5), ("a tree", 0.5, 1.0))
+    ]
+    positive = graph.link("ConditioningCombine", conditioning_1=halves[0], conditioning_2=halves[1])
+    assert torch.allclose(scheduled, graph.sample(positive, steps=4), atol=1e-4)
+    assert (scheduled - run(host, "a red fox", steps=4)).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_control_and_fidelity_reach_tile_prompts(host: ComfyServer, tmp_path: Path, strength: float) -> None:
+    logs = [tmp_path / name for name in ("control", "none")]
+    by_control, alone = (
+        run(host, "the photo", TILES, strength, log=log, graph={"control_scale": scale})
+        for log, scale in zip(logs, (1.0, 0.0), strict=True)
+    )
+    assert (by_control - alone).abs().mean() > 0.05
+    assert all("eam_lr" in call["conds"] for call in calls(logs[0]))
+    faithful = run(host, "the photo", TILES, strength, fidelity=1.0, steps=1)
+    start = Graph(host)
+    again = start.sample(start.text("another photo"), [(place, "else") for place, _ in TILES], fidelity=1.0, steps=1)
+    # The first step's prediction is the low-resolution picture itself, whatever the prompts.
+    assert torch.allclose(faithful, again, atol=1e-4)
+
+
+def test_image_prompt_reaches_tile_prompts(host: ComfyServer, tmp_path: Path) -> None:
+    results = []
+    for seed in (1, 2):
+        graph = Graph(host)
+        inputs = {"control": graph.control, "clip_vision_output": graph.link("Seen", size=IMAGE_SIZE, seed=seed)}
+        graph.model = graph.link("EAM_ImagePrompt", model=graph.model, **inputs, strength=1.0, start=0.0, end=1.0)
+        results.append(graph.sample(graph.text("the photo"), TILES, 1.0, log=tmp_path / f"{seed}"))
+        assert all("eam_image" in call["conds"] for call in calls(tmp_path / f"{seed}"))
+    assert (results[0] - results[1]).abs().mean() > 0.01
+
+
+# Which tile has which
+
+
+def test_a_prompt_changes_its_tile_and_not_the_far_ones(host: ComfyServer) -> None:
+    first, *others = TILES
+    before, after = (run(host, "the photo", [(first[0], text), *others]) for text in (first[1], "a red fox"))
+    changed = (before - after).abs().amax(dim=(0, 1))
+    assert changed[:4, :4].min() > 1e-3
+    # The first tile ends at 8; in the second step its neighbours carry the change to where they end, at 12.
+    assert changed[12:].max() == 0 and changed[:, 12:].max() == 0
+
+
+def test_grids_need_not_be_equal(host: ComfyServer) -> None:
+    """A tile takes the place that it overlaps most; of equal ones the smallest, then the nearest."""
+    quarters = [(0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1)]
+    names = [f"quarter {number}" for number in range(4)]
+    # The tiles in the corners lie in a quarter; those between lie in two or four by halves, and the first is taken.
+    taken = [0, 0, 1, 0, 0, 1, 2, 2, 3]
+    expected = run(host, "the photo", [(place, names[index]) for (place, _), index in zip(TILES, taken, strict=True)])
+    whole = ((0, 0, 1, 1), "the whole")
+    assert torch.equal(run(host, "the photo", list(zip(quarters, names, strict=True))), expected)
+    mixed = run(host, "the photo", [whole, (quarters[3], names[3])], 1.0)
+    only_whole = run(host, "the photo", [whole], 1.0)
+    assert torch.equal(mixed[..., :4, :4], only_whole[..., :4, :4])
+    assert (mixed - only_whole)[..., 12:, 12:].abs().min() > 1e-5
+    corner = run(host, "the photo", [((0, 0, 0.25, 0.25), "a red fox")], steps=1)
+    assert torch.equal(corner[..., 8:, 8:], run(host, "the photo", steps=1)[..., 8:, 8:])
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize(("tiles", "own"), [(TILES, {3: 9}), (LENGTHS, {4: 3, 5: 3, 6: 3})])
+def test_tile_batch_changes_nothing(host: ComfyServer, tmp_path: Path, tiles: Any, own: Any, strength: float) -> None:
+    logs = [tmp_path / "one", tmp_path / "four"]
+    one, four = (
+        run(host, "the photo", tiles, strength, cfg=2.0, steps=1, tile_batch=size, log=log)
+        for size, log in zip((1, 4), logs, strict=True)
+    )
+    assert torch.allclose(one, four, atol=1e-4)
+    # The global prompt has two words, the negative one three; a text repeated to another's length would show here.
+    expected = Counter(own) + Counter({3: 9, 2: 9 if strength < 1 else 0})
+    for log in logs:
+        seen = Counter()
+        for call in calls(log):
+            seen[call["tokens"]] += call["tiles"]
+        assert seen == expected
+    if tiles is TILES:
+        assert max(call["tiles"] for call in calls(logs[1])) == 8  # four tiles, own and negative in one call
+
+
+def test_every_picture_of_a_batch_gets_the_prompts(host: ComfyServer) -> None:
+    graph = Graph(host)
+    graph.image = graph.link("ImageBatch", image1=graph.image, image2=graph.image)
+    both = graph.sample(graph.text("the photo"), LENGTHS, steps=1, tile_batch=4)
+    alone = run(host, "the photo", LENGTHS, steps=1)
+    assert len(both) == 2 and torch.allclose(both[:1], alone, atol=1e-4)
+    assert not torch.allclose(both[1:], alone, atol=1e-1)  # another noise
+
+
+# Borders
+
+
+def border_ratio(picture: Tensor, grid: TileGrid) -> float:
+    """Return the mean gradient across borders of tiles over that elsewhere, as tests/bench/seams.py does."""
+    profile = torch.stack([turned.diff(dim=-1).abs().mean((0, 1, 2)) for turned in (picture, picture.mT)]).mean(0)
+    edges = {edge for left in grid.lefts for edge in (left, left + grid.tile_width)} - {0, grid.width}
+    at = torch.zeros(len(profile), dtype=torch.bool)
+    at[[edge - 1 for edge in edges]] = True
+    return (profile[at].mean() / profile[~at].mean()).item()
+
+
+def test_borders_of_tiles_show_no_more_than_with_one_prompt(host: ComfyServer) -> None:
+    """Both stay below 1.15; two prompts cut hard along the borders come out above 1.5."""
+    bound, cut_hard = 1.15, 1.5
+    tiles = TileGrid(height=48, width=48, tile=16, overlap=4)
+    settings: dict[str, Any] = {"steps": 1, "start_sigma": 0.05, "tile": 128, "overlap": 32}
+    settings["graph"] = {"base": "blind", "side": 96, "control_scale": 0.0}
+    one, other = (run(host, text, **settings) for text in ("the photo", "tile number 1"))
+    prompts = [(place, f"tile number {number}") for number, place in enumerate(places(tiles))]
+    assert border_ratio(one, tiles) < bound
+    for strength in (0.5, 1.0):
+        assert border_ratio(run(host, "the photo", prompts, strength, **settings), tiles) < bound
+    fields = torch.bucketize(torch.arange(48), torch.tensor(tiles.lefts), right=True)
+    checks = (fields[:, None] + fields) % 2
+    assert border_ratio(one * checks + other * (1 - checks), tiles) > cut_hard
+
+
+# The node that encodes
+
+
+def test_equal_captions_are_encoded_once(host: ComfyServer) -> None:
+    quarters = [[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0], [0.25, 0.0, 0.75, 1.0]]
+
+    def found(*texts: str) -> dict[str, Any]:
+        graph = Graph(host)
+        shown = graph.add("Objects", tiles=graph.tiles(list(zip(quarters, texts, strict=True))))
+        return host.run(graph.prompt)[shown]["found"][0]
+
+    before = found("warm", "warm", "warm")["encoded"]
+    seen = found("a cat", "two grey dogs", "a cat")
+    assert seen["boxes"] == quarters and seen["tokens"] == [2, 3, 2]
+    assert seen["shared"][0] == seen["shared"][2] != seen["shared"][1]
+    assert seen["encoded"] == before + 2
+
+
+def test_no_captions_are_no_tile_prompts(host: ComfyServer) -> None:
+    assert torch.equal(run(host, "the photo", [], 1.0), run(host, "the photo"))
+
+
+def test_encoders_that_cannot_serve_are_named_in_a_sentence(host: ComfyServer) -> None:
+    fox = [((0, 0, 1, 1), "a red fox")]
+    for clip, found in (("embedded", "the embedded model's, which knows no text"), ("missing", "none")):
+        graph = Graph(host)
+        chosen = graph.embedded_clip if clip == "embedded" else graph.link("NoCLIP")
+        graph.add("Objects", tiles=graph.tiles(fox, chosen))
+        message = f"EAM_EncodeTileCaptions: expected SD3's text encoders for tile prompts, got {found}; connect"
+        with pytest.raises(ExecutionError, match=message):
+            host.run(graph.prompt)
+    graph = Graph(host)
+    positive, graph.clip = graph.text("the photo"), graph.link("TextCLIP", width=48)
+    message = "EAM_TiledSampler: expected tile prompts of 64 channels like the positive conditioning, got 48; encode"
+    with pytest.raises(ExecutionError, match=message):
+        graph.sample(positive, fox)
