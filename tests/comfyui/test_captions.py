@@ -20,7 +20,7 @@ from PIL import Image
 
 from eam_core.captioning.prompt import load_prompt
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.append(str(Path(__file__).parent))
 
 from caption_endpoint import StandInEndpoint
 
@@ -54,11 +54,9 @@ def endpoint() -> Iterator[StandInEndpoint]:
 
 
 @pytest.fixture(scope="module")
-def stand_in(server: ComfyServer) -> Path:
+def stand_in(server: ComfyServer, captioning_models: ModuleType) -> Path:
     """A model of random weights in ComfyUI's models/LLM."""
-    from captioning_models import build_model
-
-    return build_model("qwen2_5_vl", server.work_dir / "models" / "LLM" / "stand-in")
+    return captioning_models.build_model("qwen2_5_vl", server.work_dir / "models" / "LLM" / "stand-in")
 
 
 @pytest.fixture(autouse=True)
