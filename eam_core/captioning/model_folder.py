@@ -123,7 +123,7 @@ def transformers() -> Any:
     except EAMError as error:
         raise CaptionError(
             "expected the package transformers to run a local vision-language model, but it cannot be imported "
-            f"({_first_words(error.__cause__ or error)}); run pip install comfyui-eam[sd3], or use an endpoint"
+            f"({_first_words(error.__cause__ or error)}); run pip install comfyui-eam[caption], or use an endpoint"
         ) from error
 
 

@@ -190,7 +190,8 @@ def test_endpoint_gives_a_fitted_caption_with_its_focus(
     assert report["focused"] is True
     assert report["focal_areas"] == [{"name": "red boat", "box": [0.1, 0.2, 0.6, 0.9]}]
     assert [(tile["box"], tile["caption"]) for tile in report["tiles"]] == [(WHOLE, caption)]
-    (request,) = endpoint.asked
+    (asked,) = endpoint.asked
+    request = asked.fields
     assert (request["model"], request["max_tokens"], request["seed"]) == ("stand-in", 64, 7)
     assert "Name the boat." in json.dumps(request["messages"][0])
     free(server)
@@ -208,7 +209,7 @@ def test_every_tile_has_its_caption(server: ComfyServer, photo: str, endpoint: S
     assert boxes == [[0.0, 0.0, 0.6667, 1.0], [0.3333, 0.0, 1.0, 1.0]]
     captions = [tile["caption"] for tile in report["tiles"]]
     assert captions == ["A red boat lies on the beach number 1.", "A red boat lies on the beach number 2."]
-    assert caption in json.dumps(endpoint.asked[1]["messages"][-1]), "a tile is told what the whole shows"
+    assert caption in json.dumps(endpoint.asked[1].fields["messages"][-1]), "a tile is told what the whole shows"
 
     steps = [each.value for each in seen if each.node_type == "EAM_SubjectCaption"]
     assert {each.maximum for each in seen if each.node_type == "EAM_SubjectCaption"} >= {3 * 64}
@@ -222,7 +223,7 @@ def test_typed_caption_is_the_hint_of_tiles(server: ComfyServer, photo: str, end
     caption, report = run(server, prompt)
     assert caption == "Mine."
     assert len(report["tiles"]) == len(endpoint.asked) == 2
-    assert all("Mine." in json.dumps(request["messages"][-1]) for request in endpoint.asked)
+    assert all("Mine." in json.dumps(request.fields["messages"][-1]) for request in endpoint.asked)
 
 
 def test_too_small_tiles_are_refused(server: ComfyServer, photo: str, endpoint: StandInEndpoint) -> None:
