@@ -158,7 +158,8 @@ def load(kind: Any, folder: ModelFolder, what: str, **options: Any) -> Any:
         return kind.from_pretrained(str(folder.path), local_files_only=True, trust_remote_code=False, **options)
     except ImportError as error:
         raise CaptionError(
-            f"expected the packages that {what} of {folder.path.name} needs, but {_first_words(error)}; install them"
+            f"expected the packages that {what} of {folder.path.name} needs, but {_first_words(error)}; "
+            "install them, and see that torchvision fits torch"
         ) from error
     # OSError, ValueError, KeyError, SafetensorError, RuntimeError...: transformers raises any of them for a bad folder.
     except Exception as error:
