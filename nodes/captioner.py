@@ -84,6 +84,10 @@ class ManagedModel:
         self.model = model
         self.patcher: ModelPatcher | None = None
 
+    def prepare(self, on_token: OnToken | None = None) -> None:
+        """See `Generator`."""
+        self.model.prepare(on_token)
+
     @property
     def identity(self) -> str:
         """Return what tells this model from others, for the cache."""

@@ -29,6 +29,9 @@ class HostModel:
         self.clip = clip
         self.identity = f"comfyui {_fingerprint(clip)}"
 
+    def prepare(self, on_token: OnToken | None = None) -> None:
+        """See `Generator`; nothing to find out."""
+
     def generate(
         self, conversations: Sequence[Conversation], config: GenerateConfig, on_token: OnToken | None = None
     ) -> list[str | CaptionError]:

@@ -90,6 +90,7 @@ class SubjectCaptioner:
         Raises:
             CaptionError: the model as such cannot be used.
         """
+        self.model.prepare(on_token)
         keys = [self._key(picture, config, whole) for picture in pictures]
         kept = [self.cache.read(key) if self.cache else None for key in keys]
         found: dict[int, Caption | CaptionError] = {i: caption for i, caption in enumerate(kept) if caption}

@@ -79,6 +79,10 @@ class Endpoint:
         self._model = self._asked_model = model.strip()
         self._has_answered = False
 
+    def prepare(self, on_token: OnToken | None = None) -> None:
+        """Ask the endpoint for its first model if none was named; see `Generator`."""
+        self._named_model(on_token and (lambda: on_token(0, 0)))
+
     @property
     def identity(self) -> str:
         """Return model and host; asks the endpoint for its first model if none was named.

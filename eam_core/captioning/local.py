@@ -56,6 +56,9 @@ class LocalModel:
         self._module: nn.Module | None = None
         self._chat: ChatLayout | None = None
 
+    def prepare(self, on_token: OnToken | None = None) -> None:
+        """Do nothing: the folder was read when the model was opened."""
+
     @property
     def identity(self) -> str:
         """Return class, folder name and fingerprint."""

@@ -57,9 +57,20 @@ OnToken = Callable[[int, int], None]
 class Generator(Protocol):
     """Answer conversations about pictures; all that the rest knows of a vision-language model."""
 
+    def prepare(self, on_token: OnToken | None = None) -> None:
+        """Find out what `identity` and `generate` need, such as the name of a served model.
+
+        Args:
+            on_token: called as (0, 0) while that takes time; may raise to stop.
+
+        Raises:
+            CaptionError: the model cannot be used.
+        """
+        ...
+
     @property
     def identity(self) -> str:
-        """Return what tells this model from others, for the cache."""
+        """Return what tells this model from others, for the cache; `prepare` comes first."""
         ...
 
     def generate(

@@ -30,6 +30,9 @@ class Scripted:
     def __init__(self, *answers):
         self.answers, self.asked, self.seeds = list(answers), [], []
 
+    def prepare(self, on_token=None):
+        pass
+
     def generate(self, conversations, config, on_token=None):
         self.asked += conversations
         self.seeds.append(config.seed)

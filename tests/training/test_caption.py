@@ -68,6 +68,9 @@ class Fake:
         self.failing, self.words, self.asked, self.batches = set(failing), words, [], []
         self.lock = threading.Lock()
 
+    def prepare(self, on_token=None):
+        pass
+
     def generate(self, conversations, config, on_token=None):
         answers = []
         for chat in conversations:
@@ -144,6 +147,9 @@ class Broken(Fake):
     def __init__(self, *failing: int):
         super().__init__()
         self.failing_calls, self.calls = failing, 0
+
+    def prepare(self, on_token=None):
+        pass
 
     def generate(self, conversations, config, on_token=None):
         self.calls += 1
