@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def caption_command(args: argparse.Namespace) -> int:
     from .captioning.messages import GenerateConfig
     from .images import load_image
 
-    if args.endpoint is None and args.model is None:
+    if not args.endpoint and not args.model:
         raise EAMError("expected --model DIR or --endpoint URL, got neither; name a model's folder or a server")
     picture = load_image(args.image).rgb[0]
     try:
@@ -76,7 +77,9 @@ def caption_command(args: argparse.Namespace) -> int:
         boxes = tile_boxes(picture.shape[-2:], args.scale, args.tile, args.overlap) if args.tiles else []
     except ValueError as error:
         raise EAMError(str(error)) from error
-    print(json.dumps(report(*_captions(_captioner(args), picture, boxes, config)), ensure_ascii=False))
+    fields = report(*_captions(_captioner(args), picture, boxes, config))
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    print(json.dumps(fields, ensure_ascii=ascii_only))
     return 0
 
 
@@ -88,8 +91,8 @@ def _captioner(args: argparse.Namespace) -> "SubjectCaptioner":
     from .sd3 import load_token_counter
 
     count = load_token_counter(args.text_encoders) if args.text_encoders else estimate_tokens
-    source, name = (args.endpoint, args.model or "") if args.endpoint is not None else (args.model, "")
-    if args.endpoint is not None and not source.startswith(("http://", "https://")):
+    source, name = (args.endpoint, args.model or "") if args.endpoint else (args.model, "")
+    if args.endpoint and not source.lower().startswith(("http://", "https://")):
         raise EAMError(f"expected --endpoint to begin with http:// or https://, got {source!r}; give its whole address")
     model = open_model(source, name=name, device=args.device, allow_remote=args.allow_remote)
     folder = args.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eam" / "captions"

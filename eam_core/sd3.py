@@ -185,6 +185,11 @@ def load_token_counter(folder: str | Path) -> Callable[[str], tuple[int, int]]:
         CheckpointError: the folder lacks tokenizer or tokenizer_3.
     """
     kind = import_package("transformers").AutoTokenizer
+    for part in ("tokenizer", "tokenizer_3"):
+        if not (Path(folder) / part).is_dir():
+            raise CheckpointError(
+                f"expected an SD3 pipeline's folder with {part} in it, but {folder} has none; name another"
+            )
     clip, t5 = (
         load_pretrained(kind, Path(folder) / part, "a tokenizer", **_LOCAL) for part in ("tokenizer", "tokenizer_3")
     )

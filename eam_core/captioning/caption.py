@@ -2,18 +2,30 @@
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from .messages import CaptionError
 
 Mode = Literal["sa", "da"]
+Fractions = tuple[float, float, float, float]
+"""left, top, right, bottom as fractions of a picture"""
 
+_LONGEST = 20_000  # characters of an answer that are looked at
+_TRIES = 8  # places in an answer where its JSON may begin
 _THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_UNOPENED_THOUGHTS = re.compile(r"\A.*</think>", re.DOTALL)  # some templates open them inside the prompt
 _FENCE = re.compile(r"```(?:json)?\s*|```")
-_CAPTION_FIELD = re.compile(r'"caption"\s*:\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
+# Up to a quote that ends the field, or to the end of a text that breaks off; quotes inside may be left unescaped.
+_CAPTION_FIELD = re.compile(r'"caption"\s*:\s*"(.*?)(?:(?<!\\)"\s*(?:,\s*"\w+"\s*:|\}|\Z)|\Z)', re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?=\s|\Z)")
 _REFUSAL = re.compile(
-    r"^\W*(i['’]?m sorry|sorry\b|i (can ?not|can['’]t|am (unable|not able)|won['’]t)|unfortunately,? i|as an ai)",
+    r"^\W*(?:i(?:['’]?m| am) (?:(?:very |so )?sorry|unable|not able|afraid)|(?:so )?sorry\b|(?:my )?apologies\b|"
+    r"i (?:can ?not|can['’]?t|could ?n[o'’]?t|won['’]?t|apologi[sz]e|do(?:n['’]?t| not) (?:see|have|know))|unable to\b|"
+    r"unfortunately\b|as an? (?:ai|artificial|(?:large )?language model)|please (?:provide|upload|attach|share)|"
+    r"(?:it (?:seems|appears|looks)\b.{0,30}|there is |there was )?\bno (?:image|picture|photo)\b)",
     re.IGNORECASE,
 )
 BOX_UNITS = 1000  # boxes are asked for, and answered, in thousandths of the picture's sides
@@ -29,7 +41,7 @@ class FocalArea:
     """
 
     name: str
-    box: tuple[float, float, float, float] | None = None
+    box: Fractions | None = None
 
 
 @dataclass(frozen=True)
@@ -68,26 +80,40 @@ class Caption:
 def read_answer(answer: str, mode: Mode) -> Caption:
     """Read a model's answer: JSON as the prompt asks for in mode "sa", plain text in mode "da".
 
-    Fences, thoughts and talk around the JSON are left out. JSON that breaks off still gives its caption; plain text
-    where JSON was asked for counts as the caption of a picture without focus.
+    Fences, thoughts and talk around the JSON are left out. JSON with small faults is mended; where it breaks off, its
+    caption is taken up to the last whole sentence, as plain text is. Plain text where JSON was asked for counts as the
+    caption of a picture without focus.
 
     Raises:
         CaptionError: the answer is empty, a refusal, or JSON without a caption.
     """
-    text = _FENCE.sub("", _THOUGHTS.sub("", answer)).strip()
+    text = _UNOPENED_THOUGHTS.sub("", _THOUGHTS.sub("", _printable(answer[:_LONGEST])))
+    text = _FENCE.sub("", text).strip()
     if not text:
         raise CaptionError("expected a caption, got an empty answer; try another seed, more tokens or another model")
     if _REFUSAL.match(text):
         raise CaptionError(f"expected a caption, got a refusal ({_shown(text)}); type a caption or use another model")
-    fields = _json_object(text) if "{" in text else None
+    fields = _json_object(text)
     if fields is not None:
         return _from_fields(fields, text)
-    if "{" not in text:
-        return Caption(" ".join(text.split()))
+    if "{" not in text or (mode == "da" and not text.startswith("{")):
+        return Caption(_whole_sentences(text))
     found = _CAPTION_FIELD.search(text)
-    if found is None:
+    if found is None or not found[1].strip():
         raise CaptionError(f"expected JSON with a caption, got {_shown(text)}; try another seed or more tokens")
-    return Caption(" ".join(_unescaped(found[1]).split()))
+    return Caption(_whole_sentences(_unescaped(found[1])))
+
+
+def _printable(text: str) -> str:
+    """Leave out what no text file or terminal takes: control characters and halves of characters."""
+    return "".join(char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cs"))
+
+
+def _whole_sentences(text: str) -> str:
+    """Return a text on one line, without a last sentence that breaks off behind whole ones."""
+    text = " ".join(text.split())
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else text
 
 
 def _from_fields(fields: dict[str, Any], text: str) -> Caption:
@@ -111,24 +137,28 @@ def _area(given: Any) -> FocalArea | None:
     return FocalArea(name.strip(), _box(given.get("box")))
 
 
-def _box(given: Any) -> tuple[float, float, float, float] | None:
+def _box(given: Any) -> Fractions | None:
     """Turn thousandths into fractions; None for what is no box."""
     if not isinstance(given, list) or len(given) != 4:
         return None
     if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in given):
         return None
-    left, top, right, bottom = (min(max(float(side) / BOX_UNITS, 0.0), 1.0) for side in given)
+    left, top, right, bottom = (min(max(side, 0), BOX_UNITS) / BOX_UNITS for side in given)
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """Return the first JSON object in a text."""
-    for start in (match.start() for match in re.finditer(r"\{", text)):
-        try:
-            found, _ = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError):
-            continue
-        return found
+    """Return the first JSON object with a caption in a text, whose last brackets or commas may be wrong."""
+    decoder = json.JSONDecoder(strict=False)  # takes line breaks inside strings
+    for start in islice((match.start() for match in re.finditer(r"\{", text)), _TRIES):
+        inner = re.sub(r",\s*([}\]])", r"\1", text[start:])
+        for candidate in (text[start:], inner, inner + "}"):
+            try:
+                found, _ = decoder.raw_decode(candidate)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) and "caption" in found:
+                return found
     return None
 
 

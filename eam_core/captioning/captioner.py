@@ -1,18 +1,21 @@
 """Caption pictures, whole or in tiles: prompt, model, cache and wording put together."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from ..errors import DiskError
 from ..tiling import Box, TileGrid
 from .cache import CaptionCache, picture_hash
-from .caption import Caption, Mode, read_answer
+from .caption import Caption, FocalArea, Fractions, Mode, read_answer
 from .messages import CaptionError, GenerateConfig, Generator, OnToken
 from .prompt import load_prompt
 from .wording import CountTokens, estimate_tokens, fitted
 
+MIN_TILE = 8  # pixels of the small picture
 ATTEMPTS = 2  # an answer that cannot be used is asked for once more, with another seed
 _NEXT_SEED = 1_000_003
 
@@ -38,10 +41,17 @@ class CaptionConfig:
 
 @dataclass(frozen=True)
 class TileCaption:
-    """Hold the caption of one tile and where that lies: left, top, right, bottom as fractions of the picture."""
+    """Hold the caption of one tile.
 
-    box: tuple[float, float, float, float]
+    Attributes:
+        box: where it lies: left, top, right, bottom as fractions of the picture.
+        caption: boxes of its focal areas are fractions of the whole picture as well.
+        error: why the model gave no caption of its own, which is then the whole picture's.
+    """
+
+    box: Fractions
     caption: Caption
+    error: str = ""
 
 
 class SubjectCaptioner:
@@ -104,8 +114,8 @@ class SubjectCaptioner:
             ]
             for i, text in zip(missing, self.model.generate(asked, draw, on_token)):
                 found[i] = answer = self._read(text, config.mode)
-                if self.cache and isinstance(answer, Caption):
-                    self.cache.write(keys[i], answer)
+                if isinstance(answer, Caption):
+                    self._keep(keys[i], answer)
         answers = [found[i] for i in range(len(pictures))]
         return [fitted(answer, self.count) if isinstance(answer, Caption) else answer for answer in answers]
 
@@ -123,23 +133,29 @@ class SubjectCaptioner:
         Args:
             picture: in [0,1].
             boxes: top, left, height, width in its pixels.
-            whole: caption of the picture; also of tiles that the model gives no usable answer for.
+            whole: caption of the picture; its words also serve tiles that the model gives no usable answer for.
             config: mode and sampling.
             on_tile: called as (tiles done, tiles in all); may raise to stop.
             on_token: called while an answer grows; may raise to stop.
 
         Raises:
-            CaptionError: the model as such cannot be used.
+            CaptionError: the model as such cannot be used, or gives no usable answer for any tile.
         """
         height, width = picture.shape[-2:]
-        tiles = []
+        tiles, failed = [], None
         for number, (top, left, tall, wide) in enumerate(boxes, 1):
             part = picture[:, top : top + tall, left : left + wide]
             (answer,) = self.caption_many([part], config, whole=whole.caption, on_token=on_token)
             box = (left / width, top / height, (left + wide) / width, (top + tall) / height)
-            tiles.append(TileCaption(box, whole if isinstance(answer, CaptionError) else answer))
+            if isinstance(answer, CaptionError):
+                failed = answer
+                tiles.append(TileCaption(box, Caption(whole.caption), str(answer)))
+            else:
+                tiles.append(TileCaption(box, _placed(answer, box)))
             if on_tile:
                 on_tile(number, len(boxes))
+        if failed and all(tile.error for tile in tiles):
+            raise failed
         return tiles
 
     def _key(self, picture: Tensor, config: CaptionConfig, whole: str) -> dict[str, Any]:
@@ -150,6 +166,13 @@ class SubjectCaptioner:
             "model": self.model.identity,
             "prompt": self.prompt.version,
         }
+
+    def _keep(self, key: dict[str, Any], caption: Caption) -> None:
+        try:
+            if self.cache:
+                self.cache.write(key, caption)
+        except DiskError as error:  # the caption is of use all the same
+            warnings.warn(str(error), stacklevel=3)
 
     def _read(self, text: str | CaptionError, mode: Mode) -> Caption | CaptionError:
         if isinstance(text, CaptionError):
@@ -167,8 +190,29 @@ def report(caption: Caption, tiles: Sequence[TileCaption] = ()) -> dict[str, Any
     """Return a caption and those of its tiles as fields for JSON."""
     return {
         **caption.as_json(),
-        "tiles": [{"box": [round(side, 4) for side in tile.box], **tile.caption.as_json()} for tile in tiles],
+        "tiles": [
+            {
+                "box": [round(side, 4) for side in tile.box],
+                **tile.caption.as_json(),
+                **({"error": tile.error} if tile.error else {}),
+            }
+            for tile in tiles
+        ],
     }
+
+
+def _placed(caption: Caption, box: Fractions) -> Caption:
+    """Turn boxes that are fractions of a tile into fractions of the picture that the tile lies in."""
+    left, top, right, bottom = box
+
+    def place(area: FocalArea) -> FocalArea:
+        if area.box is None:
+            return area
+        across = [left + side * (right - left) for side in area.box[::2]]
+        down = [top + side * (bottom - top) for side in area.box[1::2]]
+        return replace(area, box=(across[0], down[0], across[1], down[1]))
+
+    return replace(caption, focal_areas=tuple(place(area) for area in caption.focal_areas))
 
 
 def tile_boxes(size: Sequence[int], scale: float, tile: int, overlap: int) -> list[Box]:
@@ -186,7 +230,12 @@ def tile_boxes(size: Sequence[int], scale: float, tile: int, overlap: int) -> li
     Raises:
         ValueError: a value is out of range.
     """
-    if scale <= 0:
-        raise ValueError(f"expected a scale above 0, got {scale:g}; 4 is usual")
+    if not 1 <= scale <= 8:
+        raise ValueError(f"expected a scale from 1 to 8, got {scale:g}; 4 is usual")
+    if not tile >= MIN_TILE * scale or not 0 <= overlap < tile - scale:
+        raise ValueError(
+            f"expected a tile of at least {MIN_TILE * scale:g} pixels at scale {scale:g} and an overlap below it, got "
+            f"{tile} and {overlap}; 1024 and 256 are usual"
+        )
     height, width = size
     return TileGrid(height=height, width=width, tile=round(tile / scale), overlap=round(overlap / scale), align=1).boxes

@@ -17,7 +17,7 @@ def open_model(source: str, *, name: str = "", device: str = "auto", allow_remot
     Raises:
         CaptionError: there is no usable model.
     """
-    if source.startswith(("http://", "https://")):
+    if source.lower().startswith(("http://", "https://")):
         from .endpoint import Endpoint
 
         return Endpoint(source, model=name, allow_remote=allow_remote)

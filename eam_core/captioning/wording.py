@@ -8,18 +8,27 @@ from .caption import Caption
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # what SD3's encoders read, start and end tokens included
 
-# Words that damage shares with things ("damaged wall", "museum artifacts", "fuzzy blanket") are left alone.
+_LONGEST = 4000  # characters, far more than T5 reads
+
+# Words that damage shares with things ("damaged wall", "noisy street", "museum artifacts") count beside words for
+# pictures, or where no thing follows them.
+_PICTURE = (
+    r"(?:image|picture|photo|photograph|photography|shot|frame|scan|snapshot|quality|appearance|look|background)s?\b"
+)
 _GRADE = r"(?:(?:very|slightly|quite|rather|somewhat|extremely|highly|heavily|severely|a bit|a little)[ ]+)?"
 _ADJECTIVE = _GRADE + (
-    r"(?:blurr?(?:y|ed|ier|iest)|out[ -]of[ -]focus|unsharp|pixell?ated|grainy|noisy|degraded|over-?compressed|"
-    r"jpe?g(?! (?:compression )?(?:art|noise))|"
-    r"(?:low|poor|bad)[ -](?:quality|resolution|res|definition|fidelity)|lowres)"
+    r"(?:blurr?(?:y|ed|ier|iest)|out[ -]of[ -]focus|unsharp|pixell?ated|degraded|over-?compressed|"
+    r"jpe?g(?! (?:compression )?(?:art|noise))|lowres|"
+    r"(?:low|poor|bad)[ -](?:quality|resolution|res|definition|fidelity)|"
+    rf"(?:grainy|noisy)(?= {_PICTURE}|[.,;!?]|$| (?:and|or|but)\b)|"
+    rf"(?:hazy|fuzzy|distorted|damaged|compressed|overexposed|underexposed)(?= {_PICTURE}))"
 )
 _NOUN = (
-    r"(?:motion )?blur(?:riness)?|pixell?ation|graininess|film grain|noise|"
+    r"(?:motion )?blur(?:riness)?|pixell?ation|graininess|film grain|"
+    r"(?:image|visual|digital|sensor|colou?r|chroma|visible|heavy|strong|some|much|compression) noise|"
     r"(?:compression|jpe?g|visual|digital|image|block(?:y|ing)|ringing) (?:artifacts?|artefacts?)|image compression|"
     r"degradation|(?:low|poor|bad) (?:quality|resolution)|"
-    r"(?:lack|loss) of (?:fine )?(?:details?|sharpness|focus|clarity)"
+    r"(?:lack(?:s|ing)?|loss) (?:of )?(?:fine )?(?:details?|sharpness|focus|clarity)"
 )
 _DAMAGE = re.compile(rf"\b(?:{_ADJECTIVE}|{_NOUN})\b", re.IGNORECASE)
 # Before the word it belongs to: "a blurry, low-quality photo".
@@ -27,7 +36,7 @@ _ATTRIBUTE = re.compile(
     rf"\b{_ADJECTIVE}(?:(?:,? and|,)? {_ADJECTIVE})*,? (?=(?!(?:and|or|but|due|because|with|in|at|on|to|from|by)\b)\w)",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"(,? (?:but|although|though|while|with|due to|because of|and)\b|[,;])", re.IGNORECASE)
+_CLAUSE = re.compile(r"(,? (?:but|although|though|while|with|that|which|due to|because of|and)\b|[,;])", re.IGNORECASE)
 _FRAME = re.compile(
     r"\b(?:the|this|an?|overall|image|picture|photo(?:graph)?|shot|is|are|it|has|looks?|appears?|seems?|of|and|to|be)\b|\W",
     re.IGNORECASE,
@@ -64,7 +73,7 @@ def fitted(caption: Caption, count: CountTokens = estimate_tokens) -> Caption:
         caption: as a model gave it.
         count: tokens of a text for CLIP and T5.
     """
-    passages = _passages(without_damage(caption.caption))
+    passages = _passages(without_damage(caption.caption[:_LONGEST]))
     front: list[str] = []
     for area in caption.focal_areas:
         about = next((each for each in passages if _names(each, area.name)), None)
@@ -77,7 +86,8 @@ def fitted(caption: Caption, count: CountTokens = estimate_tokens) -> Caption:
         sentences.pop()
     text = " ".join(sentences)
     while count(text)[1] > T5_TOKENS:  # one endless sentence
-        text = text.rsplit(" ", 1)[0] if " " in text else text[: len(text) // 2]
+        shorter = text[: len(text) * 9 // 10]
+        text = shorter.rsplit(" ", 1)[0] if " " in shorter else shorter
     return replace(caption, caption=text)
 
 

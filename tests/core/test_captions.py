@@ -84,7 +84,14 @@ def test_an_answer_is_read_with_its_focal_areas():
 
 
 @pytest.mark.parametrize(
-    "around", ["{}", "```json\n{}\n```", "<think>It has {{a}} fox.</think>{}", "Here it is: {}. Anything else?"]
+    "around",
+    [
+        "{}",
+        "```json\n{}\n```",
+        "<think>It has {{a}} fox.</think>{}",
+        "Here it is: {}. Anything else?",
+        "It has {{a}} fox.</think>{}",
+    ],
 )
 def test_talk_around_the_json_is_left_out(around):
     assert read_answer(around.format(GOOD), "sa") == read_answer(GOOD, "sa")
@@ -112,10 +119,45 @@ def test_an_unfocused_picture_has_no_focal_areas():
     assert read_answer(text, "sa") == Caption("Hills.")
 
 
-def test_json_that_breaks_off_still_gives_its_caption():
-    assert read_answer('{"focused": true, "caption": "A \\"red\\"\\nfox.", "focal_areas": [{"na', "sa") == Caption(
-        'A "red" fox.'
-    )
+AREAS = '"focal_areas": [{"name": "fox", "box": [0, 0, 500, 1000]}], '
+
+
+@pytest.mark.parametrize(
+    ("answer", "areas"),
+    [
+        ('{"focused": true, %s"caption": "A red\nfox sits."', 1),
+        ('{"focused": true, %s"caption": "A red fox sits.",}', 1),
+        ('{"focused": true, %s"caption": "A red fox sits."', 1),
+        ('{"focused": true, %s"caption": "A red fox sits. It looks to the', 0),
+        ('{"focused": true, "caption": "A red fox sits.", "focal_areas": [{"na', 0),
+    ],
+)
+def test_json_with_small_faults_or_that_breaks_off_still_gives_its_caption(answer, areas):
+    caption = read_answer(answer % AREAS if "%s" in answer else answer, "sa")
+    assert caption.caption == "A red fox sits."
+    assert len(caption.focal_areas) == areas
+
+
+def test_quotes_that_are_not_escaped_stay_in_the_caption():
+    answer = '{"focused": true, "caption": "A sign reads "STOP" in red."}'
+    assert read_answer(answer, "sa").caption == 'A sign reads "STOP" in red.'
+
+
+def test_text_that_breaks_off_ends_with_its_last_whole_sentence():
+    assert read_answer("A fox sits. It is 1.5 m long. Behind it", "da").caption == "A fox sits. It is 1.5 m long."
+    assert read_answer("A red fox in the", "da").caption == "A red fox in the"
+
+
+def test_braces_in_a_plain_caption_are_no_json():
+    text = 'A sign reading "{hello}" stands.'
+    assert read_answer(text, "da").caption == text
+    assert read_answer('{"caption": "A fox."}', "da").caption == "A fox."
+
+
+def test_what_no_file_takes_is_left_out():
+    assert read_answer("A fox\ud83d \x1b[31msits\x00.", "da").caption == "A fox [31msits."
+    text = json.dumps({"focused": True, "focal_areas": [{"name": "fox", "box": [0, 0, 10**400, 500]}], "caption": "A."})
+    assert read_answer(text, "sa").focal_areas[0].box == (0.0, 0.0, 1.0, 0.5)
 
 
 def test_plain_text_is_a_caption_without_focus():
@@ -131,6 +173,14 @@ def test_plain_text_is_a_caption_without_focus():
         ("<think>What is it", "got an empty answer"),
         ("I'm sorry, but I can't help with that.", "got a refusal"),
         ("I cannot describe people.", "got a refusal"),
+        ("I'm unable to describe this.", "got a refusal"),
+        ("I’m not able to see it.", "got a refusal"),
+        ("I apologize, but no.", "got a refusal"),
+        ("Apologies, but I cannot.", "got a refusal"),
+        ("I don't see any image attached.", "got a refusal"),
+        ("It seems no image was provided.", "got a refusal"),
+        ("As a language model, I cannot.", "got a refusal"),
+        ("Unable to process the image.", "got a refusal"),
         ('{"caption": "I am unable to see pictures."}', "got a refusal"),
         ('{"focused": true}', "expected JSON with a caption"),
         ('{"caption": ["a"]}', "expected JSON with a caption"),
@@ -161,9 +211,13 @@ def test_what_is_no_caption_is_refused_in_one_sentence(answer, message):
             "A noisy, out of focus and low resolution picture of a tree due to compression artifacts.",
             "A picture of a tree.",
         ),
+        ("The photo is blurry and grainy.", ""),
+        ("A grainy photo of a dog that lacks detail.", "A photo of a dog."),
         # What sounds alike and is no damage of the picture.
         ("A damaged wall beside a fuzzy blanket.", "A damaged wall beside a fuzzy blanket."),
         ("Ancient artifacts in a museum.", "Ancient artifacts in a museum."),
+        ("Fine noise barriers line the road.", "Fine noise barriers line the road."),
+        ("Noisy children play with grainy mustard.", "Noisy children play with grainy mustard."),
         ("Soft light falls through mist.", "Soft light falls through mist."),
     ],
 )
@@ -196,6 +250,7 @@ def test_whole_sentences_leave_at_the_end_until_t5_reads_all():
     assert estimate_tokens(text)[1] <= T5_TOKENS < estimate_tokens(" ".join(sentences[: len(kept) + 1]))[1]
     assert 200 < estimate_tokens(fitted(Caption("tree " * 1000)).caption)[1] <= T5_TOKENS
     assert 0 < len(fitted(Caption("x" * 100_000)).caption) < 3000
+    assert estimate_tokens(fitted(Caption("A b. " * 200_000)).caption)[1] <= T5_TOKENS
 
 
 # Captioner and cache
@@ -258,7 +313,29 @@ def test_tiles_are_captioned_with_the_whole_as_a_hint_and_fall_back_to_it():
     asked = model.asked[1][-1].parts
     assert torch.equal(asked[0], PICTURE[:, top : top + height, left : left + width])
     assert "A red fox sits." in asked[1]
+    assert tiles[1].error and not tiles[0].error
     assert tiles[1].box == (left / 40, top / 24, (left + width) / 40, (top + height) / 24)
+
+
+def test_focal_areas_of_tiles_lie_in_the_whole_picture():
+    answer = '{"focused": true, "focal_areas": [{"name": "paw", "box": [500, 0, 1000, 500]}], "caption": "A paw."}'
+    (tile,) = SubjectCaptioner(Scripted(answer)).caption_tiles(
+        PICTURE, [(12, 20, 12, 20)], Caption(""), CaptionConfig()
+    )
+    assert tile.caption.focal_areas[0].box == pytest.approx((0.75, 0.5, 1.0, 0.75))
+
+
+def test_a_model_that_captions_no_tile_is_said_to():
+    captioner = SubjectCaptioner(Scripted("", "", "", ""))
+    with pytest.raises(CaptionError, match="empty answer"):
+        captioner.caption_tiles(PICTURE, [(0, 0, 24, 24), (0, 16, 24, 24)], Caption("A fox."), CaptionConfig())
+
+
+def test_a_cache_that_cannot_be_written_costs_no_caption(tmp_path):
+    (tmp_path / "file").write_text("")
+    captioner = SubjectCaptioner(Scripted("A fox."), CaptionCache(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="could not keep a caption"):
+        assert captioner.caption(PICTURE, CaptionConfig()).caption == "A fox."
 
 
 def test_tiles_cover_the_picture():
@@ -310,6 +387,7 @@ def test_the_command_prints_one_json_object(photo, answering, capsys, tmp_path):
     assert list(fields) == ["caption", "focused", "focal_areas", "tiles"]
     assert fields["caption"] == "A red fox sits." and fields["focused"] is True
     assert fields["focal_areas"] == [{"name": "red fox", "box": [0.1, 0.2, 0.6, 0.9]}]
+    assert not any("error" in tile for tile in fields["tiles"])
     assert [tile["caption"] for tile in fields["tiles"]] == ["A leaf."] * 9
     assert fields["tiles"][0]["box"] == [0.0, 0.0, 0.5, 0.5]
     assert cli.main(command) == 0 and capsys.readouterr().out == printed
@@ -323,7 +401,11 @@ def test_the_command_prints_one_json_object(photo, answering, capsys, tmp_path):
         (["--endpoint", "localhost:8000"], "expected --endpoint to begin with http:// or https://"),
         (["--model", "x", "--max-tokens", "1"], "expected max_tokens of at least 16"),
         (["--model", "x", "--tiles", "--tile", "8"], "expected a tile of at least"),
-        (["--model", "x", "--tiles", "--scale", "0"], "expected a scale above 0"),
+        (["--model", "", "--mode", "da"], "expected --model DIR or --endpoint URL"),
+        (["--model", "x", "--tiles", "--scale", "nan"], "expected a scale from 1 to 8"),
+        (["--model", "x", "--tiles", "--tile", "64", "--overlap", "64"], "an overlap below it, got 64 and 64"),
+        (["--model", "x", "--text-encoders", "/nowhere"], "expected an SD3 pipeline's folder with tokenizer"),
+        (["--model", "x", "--tiles", "--scale", "0"], "expected a scale from 1 to 8"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
