@@ -55,13 +55,21 @@ Answer = Callable[[Asked], str | Raw]
 class ChatServer:
     """Serve until the with statement ends."""
 
-    def __init__(self, answer: Answer = lambda asked: "A cat.", *, models: str | Raw = "first-model", streams=True):
+    def __init__(
+        self,
+        answer: Answer = lambda asked: "A cat.",
+        *,
+        models: str | Raw = "first-model",
+        streams: bool = True,
+        port: int = 0,
+    ) -> None:
         """Keep the script.
 
         Args:
             answer: what is said to each request, called from several threads.
             models: name of the model that is listed, or the reply to that question.
             streams: False answers whole even where streaming is asked for.
+            port: of this machine; 0 takes a free one.
         """
         self.answer, self.models, self.streams = answer, models, streams
         self.asked: list[Asked] = []
@@ -69,7 +77,7 @@ class ChatServer:
         self.most_at_once = self._now = 0
         self.stopping = threading.Event()
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._http.daemon_threads = True
 
     @property
@@ -103,10 +111,10 @@ class ChatServer:
         return stream(answer) if asked.fields["stream"] and self.streams else whole(answer)
 
 
-def whole(text: Any, finish: str = "stop", **message: Any) -> Raw:
-    """Return a reply that is not streamed."""
+def whole(text: Any, finish: str = "stop", *, model: str = "", **message: Any) -> Raw:
+    """Return a reply that is not streamed; `model` is the name that the server gives itself, if any."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
-    return json_reply({"object": "chat.completion", "choices": [choice]})
+    return json_reply({"object": "chat.completion", "choices": [choice]} | ({"model": model} if model else {}))
 
 
 def json_reply(fields: Any, status: int = 200, **headers: str) -> Raw:
@@ -116,12 +124,13 @@ def json_reply(fields: Any, status: int = 200, **headers: str) -> Raw:
     return Raw(status, (body,), length | {name.replace("_", "-"): text for name, text in headers.items()})
 
 
-def stream(text: str, finish: str | None = "stop", *, done: bool = True, between: float = 0.0) -> Raw:
+def stream(text: str, finish: str | None = "stop", *, done: bool = True, between: float = 0.0, model: str = "") -> Raw:
     """Return a streamed reply, one word a piece, with what servers send besides."""
 
     def event(delta: dict[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
+        fields = {"object": "chat.completion.chunk", "choices": [choice]} | ({"model": model} if model else {})
+        return b"data: " + json.dumps(fields).encode() + b"\n\n"
 
     words = [word + " " for word in text.split(" ")]
     words[-1] = words[-1][:-1]

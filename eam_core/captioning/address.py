@@ -23,12 +23,19 @@ class Address:
         host: a name or a number, without brackets.
         port: of TCP.
         path: what comes before "/chat/completions"; ends in no slash.
+        named: whether whoever started this process has named the host, not only allowed hosts in general.
     """
 
     secure: bool
     host: str
     port: int
     path: str
+    named: bool = False
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether an API key may go there: to this machine, or encrypted to a host that was named."""
+        return self.is_local or (self.secure and self.named)
 
     @property
     def is_local(self) -> bool:
@@ -37,7 +44,7 @@ class Address:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port, as the identity and messages show them."""
+        """Scheme, host and port, as messages show them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http{'s' * self.secure}://{host}:{self.port}"
 
@@ -59,7 +66,8 @@ def parse_address(url: str, *, allow_remote: bool = False) -> Address:
 
     Args:
         url: http(s)://HOST[:PORT][/PATH], with or without /v1 and /chat/completions.
-        allow_remote: let it be on another machine; the environment variable EAM_ALLOW_REMOTE=1 does so too.
+        allow_remote: let it be on another machine. The environment variable EAM_ALLOW_REMOTE does so too: for the
+            hosts that it lists, with commas between them, or with 1 for all, which then get no API key.
 
     Raises:
         CaptionError: it is no such address, or one on another machine without leave. No message shows more of it than
@@ -91,16 +99,23 @@ def parse_address(url: str, *, allow_remote: bool = False) -> Address:
     path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     secure = parts.scheme == "https"
     default = 443 if secure else 80
+    allowed = os.environ.get(ALLOW_REMOTE, "").strip()
     address = Address(
         secure=secure,
         host=host,
         port=default if port is None else port,
         path=path if _VERSION.search(path) else f"{path}/v1",
+        named=allow_remote or host in _hosts(allowed),
     )
-    if not (address.is_local or allow_remote or os.environ.get(ALLOW_REMOTE) == "1"):
+    if not (address.is_local or address.named or allowed == "1"):
         raise CaptionError(
             f"endpoint: expected one on this machine (127.0.0.0/8, ::1 or localhost), got {host!r}, to which the "
-            f"pictures would leave this machine; if that is wanted, give --allow-remote, or set {ALLOW_REMOTE}=1 where "
-            "ComfyUI is started"
+            f"pictures would leave this machine; if that is wanted, give --allow-remote, or name the host in the "
+            f"environment variable {ALLOW_REMOTE} where ComfyUI is started"
         )
     return address
+
+
+def _hosts(listed: str) -> set[str]:
+    """Return the hosts of a list such as "api.example.com, 192.168.1.5"; 0 and 1 say no and all instead."""
+    return {entry.strip().strip("[]").lower() for entry in listed.split(",")} - {"", "0", "1"}

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -71,7 +72,7 @@ def first_model(body: bytes) -> str:
     fields = _json(body)
     models = fields.get("data") if isinstance(fields, dict) else None
     name = models[0].get("id") if isinstance(models, list) and models and isinstance(models[0], dict) else None
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise CaptionError(f"endpoint: expected a list of models, got {shown(body)}; name the model yourself")
     return name
 
@@ -91,26 +92,40 @@ class PieceCounter:
         return self.count
 
 
-def read_completion(body: bytes, config: GenerateConfig) -> str:
+def read_completion(body: bytes) -> str:
     """Return the text of a reply; one that was not streamed although it was asked to is read as well.
+
+    An answer that ends because it may have no more tokens is given as far as it goes.
 
     Raises:
         Dropped: a streamed reply broke off.
-        CaptionError: it holds no answer, or one that was cut off or withheld.
+        CaptionError: it holds no answer, or one that was withheld.
     """
     fields = _json(body)
     if fields is None and any(line.startswith(b"data:") for line in body.splitlines()):
         text, finish = _joined(body)
     else:
         text, finish = _whole(fields, body)
-    if finish == "length":
-        raise CaptionError(
-            f"expected a whole answer, got one that was cut off at {config.max_tokens} tokens; allow more tokens, or "
-            "give the model a longer context"
-        )
     if finish == "content_filter":
         raise CaptionError("expected a caption, got an answer withheld by the server's filter; type a caption instead")
     return text
+
+
+def answering_model(body: bytes) -> str:
+    """Return the model that a reply names as its own; "" where it names none."""
+    lines = [line.removeprefix(b"data:") for line in body.splitlines() if line.startswith(b"data:")]
+    for data in lines or [body]:
+        fields = _json(data)
+        name = fields.get("model") if isinstance(fields, dict) else None
+        if isinstance(name, str) and name.strip():
+            return name.strip()
+    return ""
+
+
+def same_model(one: str, other: str) -> bool:
+    """Tell whether two names may be of one model: servers leave out folders, endings and versions."""
+    short, long = sorted((re.split(r"[\\/]", name.lower())[-1].removesuffix(".gguf") for name in (one, other)), key=len)
+    return short in long
 
 
 def server_message(body: bytes) -> str:
@@ -120,13 +135,14 @@ def server_message(body: bytes) -> str:
         found = fields.get(name) if isinstance(fields, dict) else None
         found = found.get("message") if isinstance(found, dict) else found
         if isinstance(found, str) and found.strip():
-            return shown(found.encode(), quote=False)
+            return shown(found, quote=False)
     return ""
 
 
-def shown(body: bytes, *, quote: bool = True) -> str:
-    """Return the beginning of a text for a message."""
-    text = " ".join(body[:1000].decode("utf-8", errors="replace").split())
+def shown(said: bytes | str, *, quote: bool = True) -> str:
+    """Return the beginning of a text for a message, without letters that a terminal would obey."""
+    text = said[:1000] if isinstance(said, str) else said[:1000].decode("utf-8", errors="replace")
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     text = text if len(text) <= 160 else text[:157] + "..."
     return repr(text) if quote else text
 
@@ -167,7 +183,7 @@ def _whole(fields: Any, body: bytes) -> tuple[str, str | None]:
         raise CaptionError(f"expected an answer with a message, got {shown(body)}; check the endpoint")
     refusal, content = message.get("refusal"), message.get("content")
     if isinstance(refusal, str) and refusal.strip() and not content:
-        raise CaptionError(f"expected a caption, got a refusal ({shown(refusal.encode())}); type a caption instead")
+        raise CaptionError(f"expected a caption, got a refusal ({shown(refusal)}); type a caption instead")
     return _text(content), choice.get("finish_reason")
 
 

@@ -1,24 +1,24 @@
 """A vision-language model behind an OpenAI-compatible endpoint of the user's: vLLM, llama.cpp's server, Ollama."""
 
 import re
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from .address import parse_address
-from .chat import PieceCounter, first_model, read_completion, request_body, server_message
-from .exchange import API_KEY, Dropped, Exchange, Reply, Unreachable
+from .address import ALLOW_REMOTE, parse_address
+from .chat import PieceCounter, answering_model, first_model, read_completion, request_body, same_model, server_message
+from .endpoint_watch import Watch
+from .exchange import API_KEY, Dropped, Exchange, Reply, Unreachable, has_key
 from .messages import CaptionError, Conversation, GenerateConfig, OnToken
 
 POLL_SECONDS = 0.25  # how long a host waits at most for the next chance to interrupt
 ATTEMPTS = 4  # of one request, with waits of 1, 2 and 4 seconds between them
-LONGEST_WAIT = 60.0  # seconds; a server that wants to be left alone for longer is asked earlier
+MOST_REFUSALS = 32  # in a row; a server that gave answers before then counts as one that gives no more
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-_NO_MODEL = re.compile(r"\b(?:no such model|unknown model|model\b.{0,80}\b(?:not found|not exist|not available))", re.I)
+_NO_MODEL = (
+    r"(?:no such|unknown|invalid) model\W{1,4}%s(?!\w)|(?<!\w)%s\W{1,4}(?:\w+ )?not (?:be )?(?:found|exist|available)"
+)
 
 ResultT = TypeVar("ResultT")
 
@@ -77,20 +77,22 @@ class Endpoint:
         self.address = parse_address(url, allow_remote=allow_remote)
         self.concurrency, self.limits, self._sleep = concurrency, limits, sleep
         self._model = self._asked_model = model.strip()
-        self._has_answered = False
+        self._has_replied = self._has_answered = self._tells_its_model = False
+        self._refusals = 0  # in a row, since the last answer
 
     def prepare(self, on_token: OnToken | None = None) -> None:
-        """Ask the endpoint for its first model if none was named; see `Generator`."""
-        self._named_model(on_token and (lambda: on_token(0, 0)))
+        """Ask the endpoint for its first model if none was named, each time anew; see `Generator`."""
+        if not self._asked_model:
+            self._model = self._first_model(on_token and (lambda: on_token(0, 0)))
 
     @property
     def identity(self) -> str:
-        """Return model and host; asks the endpoint for its first model if none was named.
+        """Return model and address; asks the endpoint for its first model if none is known yet.
 
         Raises:
             CaptionError: it cannot be asked, or has no model.
         """
-        return f"{self._named_model(None)} at {self.address.origin}"
+        return f"{self._named_model(None)} at {self.address}"
 
     def generate(
         self, conversations: Sequence[Conversation], config: GenerateConfig, on_token: OnToken | None = None
@@ -101,7 +103,8 @@ class Endpoint:
         second, with the pieces of all answers together; what it raises ends all requests.
 
         Raises:
-            CaptionError: nobody listens there, or the key, the address or the model's name is refused.
+            EndpointError: nobody listens there, or the key, the address or the model's name is refused. After a first
+                answer these are errors of single conversations, until many in a row fail so.
         """
         if not conversations:
             return []
@@ -110,10 +113,10 @@ class Endpoint:
         on_wait = on_token and (lambda: on_token(min(sum(pieces), most), most))
         model, encoded = self._named_model(on_wait), {}
 
-        def ask(watch: "_Watch", index: int) -> str | CaptionError:
+        def ask(watch: Watch, index: int) -> str | CaptionError:
             body = request_body(conversations[index], config, model=model, stream=on_token is not None, encoded=encoded)
             try:
-                return self._answer(watch, body, config, lambda count: watch.count(pieces, index, count))
+                return self._answer(watch, body, model, lambda count: watch.count(pieces, index, count))
             except EndpointError:
                 raise
             except CaptionError as error:
@@ -122,27 +125,60 @@ class Endpoint:
         jobs = [lambda watch, index=index: ask(watch, index) for index in range(len(conversations))]
         return self._run(jobs, on_wait)
 
-    def _answer(self, watch: "_Watch", body: bytes, config: GenerateConfig, on_pieces: Callable[[int], None]) -> str:
+    def _answer(self, watch: Watch, body: bytes, model: str, on_pieces: Callable[[int], None]) -> str:
         def read(exchange: Exchange) -> str | Reply:
             counter = PieceCounter()
             reply = exchange.fetch("/chat/completions", body, lambda data: on_pieces(counter.feed(data)))
-            return read_completion(reply.body, config) if reply.status == 200 else reply
+            if reply.status != 200:
+                return reply
+            text = read_completion(reply.body)
+            self._check_model(model, answering_model(reply.body))
+            self._has_answered, self._refusals = True, 0
+            return text
 
-        return self._request(watch, read, self.limits.answer)
+        return self._request(watch, read, self.limits.answer, model)
+
+    def _check_model(self, asked: str, answering: str) -> None:
+        """Refuse the answer of another model than the one whose name it would be kept under.
+
+        A name that the user gave may be an alias, so it is checked only where it once came back.
+        """
+        if not answering or same_model(asked, answering):
+            self._tells_its_model = self._tells_its_model or bool(answering)
+        elif self._tells_its_model or not self._asked_model:
+            self._model = self._asked_model
+            raise CaptionError(
+                f"expected an answer of the model {asked!r}, got one of {answering!r}; name the model that you want"
+            )
 
     def _named_model(self, on_wait: Callable[[], None] | None) -> str:
-        if not self._model:
-
-            def read(exchange: Exchange) -> str | Reply:
-                reply = exchange.fetch("/models", None, lambda data: None)
-                return first_model(reply.body) if reply.status == 200 else reply
-
-            (self._model,) = self._run([lambda watch: self._request(watch, read, self.limits.models)], on_wait)
+        self._model = self._model or self._first_model(on_wait)
         return self._model
 
-    def _run(self, jobs: Sequence[Callable[["_Watch"], ResultT]], on_wait: Callable[[], None] | None) -> list[ResultT]:
+    def _first_model(self, on_wait: Callable[[], None] | None) -> str:
+        """Ask for the list of models; a server that is away for now is taken to come back with the same."""
+
+        def read(exchange: Exchange) -> str | Reply:
+            reply = exchange.fetch("/models", None, lambda data: None)
+            return first_model(reply.body) if reply.status == 200 else reply
+
+        known = self._model if self._has_answered else ""
+
+        def ask(watch: Watch) -> str:
+            try:
+                return self._request(watch, read, self.limits.models, "", attempts=1 if known else ATTEMPTS)
+            except EndpointError:
+                raise
+            except CaptionError:
+                if not known:
+                    raise
+                return known
+
+        return self._run([ask], on_wait)[0]
+
+    def _run(self, jobs: Sequence[Callable[[Watch], ResultT]], on_wait: Callable[[], None] | None) -> list[ResultT]:
         """Do jobs in threads, in order of their numbers, while this thread watches the time and the host."""
-        watch = _Watch(self._sleep)
+        watch = Watch(self._sleep)
         pool = ThreadPoolExecutor(min(self.concurrency, len(jobs)))
         try:
             futures: list[Future[ResultT]] = [pool.submit(job, watch) for job in jobs]
@@ -161,7 +197,14 @@ class Endpoint:
             watch.stop()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _request(self, watch: "_Watch", read: Callable[[Exchange], str | Reply], seconds: float) -> str:
+    def _request(
+        self,
+        watch: Watch,
+        read: Callable[[Exchange], str | Reply],
+        seconds: float,
+        model: str,
+        attempts: int = ATTEMPTS,
+    ) -> str:
         """Ask until there is an answer, a few times at most.
 
         Raises:
@@ -169,31 +212,32 @@ class Endpoint:
             CaptionError: no answer to this request.
         """
         trouble = ""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(attempts):
             wait = 2.0**attempt
             try:
-                with watch.exchange(self, seconds) as exchange:
+                exchange = Exchange(self.address, connect_seconds=self.limits.connect, total_seconds=seconds)
+                with watch.opened(exchange):
                     found = read(exchange)
-                self._has_answered = True
+                self._has_replied = True
                 if isinstance(found, str):
                     return found
                 trouble = self._described(found)
                 if found.status not in _RETRIED:
-                    raise self._refused(found.status, trouble)
-                wait = max(wait, _retry_after(found))
+                    raise self._refused(found.status, trouble, model)
+                wait = max(wait, found.retry_after)
             except Dropped as error:
                 trouble = str(error)
             except Unreachable as error:
                 trouble = str(error)
                 # A server that was there may be starting again; one that never was is a mistake in the address.
-                if not self._has_answered or attempt == ATTEMPTS - 1:
-                    raise EndpointError(
+                if not self._has_replied or attempt == attempts - 1:
+                    raise self._failure(
                         f"expected an endpoint at {self.address.origin}, got no connection ({trouble}); start the "
                         "server or mend the address"
                     ) from error
-            if attempt < ATTEMPTS - 1:
+            if attempt < attempts - 1:
                 watch.wait(wait)
-        raise CaptionError(f"expected an answer of {self.address.origin}, got {trouble}, {ATTEMPTS} times; see its log")
+        raise CaptionError(f"expected an answer of {self.address.origin}, got {trouble}, {attempts} times; see its log")
 
     @staticmethod
     def _described(reply: Reply) -> str:
@@ -201,93 +245,44 @@ class Endpoint:
         said = "" if reply.status in (401, 403) else server_message(reply.body)
         return f"HTTP status {reply.status}" + (f" ({said})" if said else "")
 
-    def _refused(self, status: int, trouble: str) -> CaptionError:
-        if status in (401, 403):
-            return EndpointError(
-                f"expected leave to ask {self.address.origin}, got {trouble}; give a valid key by the environment "
-                f"variable {API_KEY}"
-            )
-        if status == 404 or _NO_MODEL.search(trouble):
-            what = f"the model {self._model!r}" if self._model else "a list of models"
-            self._model = self._asked_model  # a server that comes back may have another first one
+    def _refused(self, status: int, trouble: str, model: str) -> CaptionError:
+        answered = self._has_answered  # then key, address and name were right, and it is about this picture
+        no_model = status == 404 or _misses_model(trouble, model)
+        if no_model:
+            self._model = self._asked_model  # a server that came back may have another first one
+        if status == 401 or (status == 403 and not answered):
+            kept_back = has_key() and not self.address.takes_key
+            todo = f"give a valid key by the environment variable {API_KEY}"
+            if kept_back:
+                todo = (
+                    f"{API_KEY} was not sent, as other machines get it by https only and if their host is named in "
+                    f"{ALLOW_REMOTE} or allowed by --allow-remote"
+                )
+            return EndpointError(f"expected leave to ask {self.address.origin}, got {trouble}; {todo}")
+        if no_model and not answered:
+            what = f"the model {model!r}" if model else "a list of models"
             return EndpointError(f"expected {what} at {self.address}, got {trouble}; mend the model's name or address")
         if 300 <= status < 400:
             return EndpointError(
                 f"expected an answer of {self.address}, got a redirect ({trouble}), which is not followed; name the "
                 "final address"
             )
-        return CaptionError(f"expected an answer of {self.address.origin}, got {trouble}; see what the server supports")
+        why = f"expected an answer of {self.address.origin}, got {trouble}; see what the server supports"
+        return self._failure(why) if status in (403, 404) else CaptionError(why)
 
-
-class _Watch:
-    """What the threads of one `Endpoint._run` share with the thread that waits for them."""
-
-    def __init__(self, sleep: Callable[[float], object] | None) -> None:
-        self.news = threading.Event()
-        self._stopped = threading.Event()
-        self._sleep = sleep or self._stopped.wait
-        self._open: set[Exchange] = set()
-
-    def exchange(self, endpoint: Endpoint, seconds: float) -> "_Opened":
-        """Open an exchange for a with statement."""
-        return _Opened(
-            self._open,
-            self._stopped,
-            Exchange(endpoint.address, connect_seconds=endpoint.limits.connect, total_seconds=seconds),
+    def _failure(self, why: str) -> CaptionError:
+        """Return an error of one conversation if others were answered not too long ago, or else of the endpoint."""
+        self._refusals += 1
+        if not self._has_answered:
+            return EndpointError(why)
+        return (
+            EndpointError(f"{why} ({self._refusals} in a row)")
+            if self._refusals >= MOST_REFUSALS
+            else CaptionError(why)
         )
 
-    def count(self, pieces: list[int], index: int, count: int) -> None:
-        """Note how many pieces of an answer have come."""
-        pieces[index] = count
-        self.news.set()
 
-    def wait(self, seconds: float) -> None:
-        """Wait before another attempt."""
-        self._sleep(seconds)
-        if self._stopped.is_set():
-            raise CaptionError("stopped")
-
-    def cut_late(self) -> None:
-        """End what takes too long."""
-        for exchange in list(self._open):
-            exchange.cut_if_late()
-
-    def stop(self) -> None:
-        """End everything; threads leave at once, but for one that is still connecting."""
-        self._stopped.set()
-        for exchange in list(self._open):
-            exchange.cut()
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """Keep an exchange where it can be cut off while it is used."""
-
-    open_ones: set[Exchange]
-    stopped: threading.Event
-    exchange: Exchange
-
-    def __enter__(self) -> Exchange:
-        self.open_ones.add(self.exchange)
-        if self.stopped.is_set():
-            self.exchange.cut()
-        return self.exchange
-
-    def __exit__(self, *_: object) -> None:
-        self.open_ones.discard(self.exchange)
-
-
-def _retry_after(reply: Reply) -> float:
-    """Return how many seconds a server asks for, within bounds; 0 if it does not."""
-    asked = reply.headers.get("Retry-After", "").strip()
-    try:
-        seconds = float(asked) if asked.isdecimal() else _seconds_until(asked)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    return min(max(seconds, 0.0), LONGEST_WAIT)
-
-
-def _seconds_until(date: str) -> float:
-    when = parsedate_to_datetime(date)
-    when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-    return (when - datetime.now(timezone.utc)).total_seconds()
+def _misses_model(trouble: str, model: str) -> bool:
+    """Tell whether a server says of this very model that it has none such; others miss the picture's file."""
+    name = re.escape(model)
+    return bool(model and re.search(_NO_MODEL % (name, name), trouble, re.I))

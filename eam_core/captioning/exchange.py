@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from email.message import Message as Headers
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
@@ -16,6 +18,7 @@ from .messages import CaptionError
 
 API_KEY = "EAM_API_KEY"
 MAX_BODY = 8 * 2**20  # bytes; a streamed answer of 4096 tokens takes about 1.5 MB
+LONGEST_WAIT = 60.0  # seconds; a server that wants to be left alone for longer is asked earlier
 _BLOCK = 2**16
 
 
@@ -34,6 +37,16 @@ class Reply:
     status: int
     headers: Headers
     body: bytes
+
+    @property
+    def retry_after(self) -> float:
+        """How many seconds the server asks to be left alone, within bounds; 0 if it does not."""
+        asked = self.headers.get("Retry-After", "").strip()
+        try:
+            seconds = float(asked) if asked.isdecimal() else _seconds_until(asked)
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+        return min(max(seconds, 0.0), LONGEST_WAIT)
 
 
 class Exchange:
@@ -60,7 +73,7 @@ class Exchange:
             Dropped: the connection broke or the time is over.
             CaptionError: the reply is larger than any answer, or the API key cannot be sent.
         """
-        headers = {"Connection": "close", "Accept": "*/*", **_authorization()}
+        headers = {"Connection": "close", "Accept": "*/*", **_authorization(self._address)}
         if body is not None:
             headers["Content-Type"] = "application/json"
         connection = self._connected()
@@ -109,7 +122,7 @@ class Exchange:
             connection.close()
             raise CaptionError(
                 f"endpoint: expected {address.host} to be this machine, got {peer}; name 127.0.0.1, or the other "
-                f"machine itself with --allow-remote or {ALLOW_REMOTE}=1"
+                f"machine itself with --allow-remote or in {ALLOW_REMOTE}"
             )
         if self._cut:  # while there was no socket to cut
             self.cut()
@@ -137,10 +150,15 @@ class Exchange:
         return b"".join(parts)
 
 
-def _authorization() -> dict[str, str]:
+def has_key() -> bool:
+    """Tell whether the environment holds a key."""
+    return bool(_key())
+
+
+def _authorization(address: Address) -> dict[str, str]:
     """Return the header with the key; what http.client would refuse is refused here, as its message shows the value."""
     key = _key()
-    if not key:
+    if not key or not address.takes_key:
         return {}
     if not (key.isascii() and key.isprintable()):
         raise CaptionError(f"{API_KEY}: expected printable ASCII letters, got others; copy the key again")
@@ -160,6 +178,12 @@ def _key() -> str:
 @lru_cache
 def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
+
+
+def _seconds_until(date: str) -> float:
+    when = parsedate_to_datetime(date)
+    when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+    return (when - datetime.now(timezone.utc)).total_seconds()
 
 
 def _reason(error: Exception) -> str:
