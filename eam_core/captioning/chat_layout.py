@@ -113,7 +113,10 @@ class ChatLayout:
 
     def _plain(self, part: str | Tensor) -> str | Tensor:
         """Take tokens with a meaning to the model ("<image>", "<|im_end|>") out of what is only words."""
-        if isinstance(part, str):
+        before = None
+        # What is left of two tokens, one in the other, is a token again.
+        while isinstance(part, str) and part != before:
+            before = part
             for token in self.special:
                 part = part.replace(token, "")
         return part

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .chat_layout import ChatLayout, Laid
 from .messages import CaptionError, Conversation, GenerateConfig, OnToken
+from .model_device import choose_device, usual_device
 from .model_folder import load, model_config, open_folder, package_class, transformers
-from .model_memory import margin_bytes, refuse_too_little
-from .seeded_sampling import SeededSampling, TokenWatch
+from .model_memory import margin_bytes, out_of_memory, refuse_too_little
+from .model_watch import TokenCount, Watch
+from .seeded_sampling import SeededSampling
 
 
 class LocalModel:
@@ -35,34 +37,41 @@ class LocalModel:
 
         Args:
             folder: of a transformers model in safetensors.
-            device: "auto" takes CUDA where there is one. None leaves the weights where the host moves `module`, and
-                what free memory that device has to the host.
+            device: "auto" takes CUDA where there is one; else "cpu", "cuda", "cuda:N" or "mps". None leaves the
+                weights where the host moves `module`, and what free memory that device has to the host.
             dtype: of the weights; bfloat16 on CUDA and float32 on the CPU by default.
             batch_size: most conversations at once.
 
         Raises:
-            CaptionError: the folder holds no model that can be used here.
+            CaptionError: the folder holds no model that can be used here, or there is no such device.
         """
         if batch_size < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         self.folder = open_folder(Path(folder))
         self.config = model_config(self.folder)
-        self.device = None if device is None else torch.device(_usual_device() if device == "auto" else device)
-        if self.device and self.device.type == "cuda" and not torch.cuda.is_available():
-            raise CaptionError(f"expected a CUDA device for {self.folder.path.name}, found none; choose cpu or auto")
-        home = torch.device(_usual_device()) if self.device is None else self.device
+        self.device = None if device is None else choose_device(device, self.folder.path.name)
+        home = self.device or usual_device()
         self.dtype = dtype or (torch.bfloat16 if home.type == "cuda" else torch.float32)
         self.batch_size = batch_size
+        self._identity = ""
         self._module: nn.Module | None = None
         self._chat: ChatLayout | None = None
 
     def prepare(self, on_token: OnToken | None = None) -> None:
-        """Do nothing: the folder was read when the model was opened."""
+        """Read what `identity` needs; see `Generator`."""
+        watch = Watch(on_token)
+        with watch.heard():
+            self._identity = self._identity or self.folder.identify(watch.tick)
 
     @property
     def identity(self) -> str:
-        """Return class, folder name and fingerprint."""
-        return self.folder.identity
+        """Return class, folder name and a fingerprint of settings and weights.
+
+        Raises:
+            CaptionError: a file cannot be read.
+        """
+        self.prepare()
+        return self._identity
 
     @property
     def required_bytes(self) -> int:
@@ -76,9 +85,17 @@ class LocalModel:
         Raises:
             CaptionError: it cannot be loaded.
         """
-        if self._module is None:
-            self._module = self._load_module()
-        return self._module
+        return self.read()
+
+    def read(self, on_token: OnToken | None = None, max_tokens: int = 0) -> nn.Module:
+        """Return `module`, and call on_token as (0, max_tokens) while it is read; it may raise to stop.
+
+        Raises:
+            CaptionError: it cannot be loaded.
+        """
+        watch = Watch(on_token, max_tokens)
+        with watch.heard():
+            return self._read(watch)
 
     @property
     def chat(self) -> ChatLayout:
@@ -99,45 +116,59 @@ class LocalModel:
         Raises:
             CaptionError: the model as such cannot be used.
         """
+        answers: list[str | CaptionError] = []
+        watch = Watch(on_token, config.max_tokens)
+        with _quiet(), watch.heard():
+            module = self._placed(watch)
+            for start in range(0, len(conversations), self.batch_size):
+                answers += self._answer(module, conversations[start : start + self.batch_size], config, watch)
+        return answers
+
+    def _answer(
+        self, module: nn.Module, conversations: Sequence[Conversation], config: GenerateConfig, watch: Watch
+    ) -> list[str | CaptionError]:
+        """Answer at most `batch_size` conversations, those together that can be asked."""
         answers: dict[int, str | CaptionError] = {}
-        ready: dict[int, Laid] = {}
-        with _quiet():
-            module = self._placed()
-            for i, conversation in enumerate(conversations):
-                try:
-                    ready[i] = self._fitting(conversation, config.max_tokens)
-                except CaptionError as error:
-                    answers[i] = error
-            numbers = list(ready)
-            for start in range(0, len(numbers), self.batch_size):
-                group = numbers[start : start + self.batch_size]
-                texts = self._answer(module, [ready[i] for i in group], config, on_token)
-                answers.update(zip(group, texts))
+        ready: dict[int, tuple[Laid, dict[str, Tensor]]] = {}
+        for i, conversation in enumerate(conversations):
+            watch.tick()
+            try:
+                ready[i] = self._fitting(conversation, config.max_tokens)
+            except CaptionError as error:
+                answers[i] = error
+        if ready:
+            laid, inputs = zip(*ready.values())
+            # Alone it is padded as it is: it need not go through the processor again.
+            together = inputs[0] if len(inputs) == 1 else self.chat.inputs(laid)
+            texts = self._generate(module, together, config, watch)
+            answers |= {i: each.opened_thoughts + text for i, each, text in zip(ready, laid, texts)}
         return [answers[i] for i in range(len(conversations))]
 
-    def _fitting(self, conversation: Conversation, max_tokens: int) -> Laid:
-        """Lay a conversation out, and see that it and its answer fit the model's context."""
+    def _fitting(self, conversation: Conversation, max_tokens: int) -> tuple[Laid, dict[str, Tensor]]:
+        """Lay a conversation out, and see that it and its answer fit the model's context; with its inputs."""
         laid = self.chat.lay(conversation)
         most = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        tokens = self.chat.inputs([laid])["input_ids"].shape[1]
+        inputs = self.chat.inputs([laid])
+        tokens = inputs["input_ids"].shape[1]
         if most is not None and tokens + max_tokens > most:
             raise CaptionError(
                 f"expected a conversation and answer of at most {most} tokens for {self.folder.path.name}, got "
                 f"{tokens} and {max_tokens}; use mode da, fewer tokens, or a model with a longer context"
             )
-        return laid
+        return laid, inputs
 
-    def _answer(self, module: Any, laid: Sequence[Laid], config: GenerateConfig, on_token: OnToken | None) -> list[str]:
-        inputs = self.chat.inputs(laid)
+    def _generate(
+        self, module: Any, inputs: dict[str, Tensor], config: GenerateConfig, watch: Watch
+    ) -> list[str | CaptionError]:
         length = inputs["input_ids"].shape[1]
         home = next(module.parameters())
         inputs = {
             name: value.to(home.device, home.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
         }
-        watch = TokenWatch(on_token, length, config.max_tokens)
+        count = TokenCount(watch, length)
         try:
-            with torch.no_grad(), _last_logits_only(module):
+            with torch.no_grad(), _last_logits_only(module), watch.at_layers(module):
                 tokens = module.generate(
                     **inputs,
                     max_new_tokens=config.max_tokens,
@@ -145,34 +176,42 @@ class LocalModel:
                     logits_processor=package_class("LogitsProcessorList")(
                         [SeededSampling(config.seed, config.temperature)]
                     ),
-                    stopping_criteria=package_class("StoppingCriteriaList")([watch]),
+                    stopping_criteria=package_class("StoppingCriteriaList")([count]),
                 )
         except CaptionError:
             raise
         except Exception as error:
-            if error is watch.raised:
-                raise
             raise self._failure(error, home.device) from error
-        return [each.opened_thoughts + self.chat.decode(row[length:]) for each, row in zip(laid, tokens)]
+        return [self.chat.decode(row[length:]) for row in tokens]
 
     def _failure(self, error: Exception, device: torch.device) -> CaptionError:
-        name, needed = self.folder.path.name, self.required_bytes / 2**30
+        name = self.folder.path.name
         if isinstance(error, torch.cuda.OutOfMemoryError):
-            return CaptionError(
-                f"expected {needed:.1f} GB of free memory on {device} for {name}, but it ran out; "
-                "choose a smaller model or smaller pictures, or use an endpoint"
-            )
+            return out_of_memory(name, self.required_bytes, device)
         words = " ".join(str(error).split())[:200] or type(error).__name__
         return CaptionError(
             f"expected an answer from {name}, but it failed ({words}); download it again or use another"
         )
 
-    def _placed(self) -> nn.Module:
+    def _placed(self, watch: Watch) -> nn.Module:
         if self.device is None:
-            return self.module
+            return self._read(watch)
         if self._module is None and self.device.type != "cpu":
             refuse_too_little(self.folder.path.name, self.required_bytes, self.device)
-        return self.module.to(self.device)
+        module = self._read(watch)
+        try:
+            with watch.at_calls():
+                return module.to(self.device)
+        except Exception as error:
+            module.to("cpu")  # what had found room would only be in the way
+            raise self._failure(error, self.device) from error
+
+    def _read(self, watch: Watch) -> nn.Module:
+        if self._module is None:
+            with watch.at_calls():
+                self._module = self._load_module()
+        watch.tick()
+        return self._module
 
     def _load_module(self) -> nn.Module:
         on_cpu = self.device is not None and self.device.type == "cpu"
@@ -211,10 +250,6 @@ class LocalModel:
                 "download the whole folder, of a model made for conversations"
             )
         return ChatLayout(processor)
-
-
-def _usual_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The folder of a local vision-language model: what is in it, checked before any weights are read."""
 
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..pretrained import import_package
 from ..vision import transformers_class
 from ..weight_files import read_weights
 from .messages import CaptionError
+from .model_fingerprint import fingerprint
 
 GOOD_MODELS = "MiniCPM-V 4.6, Qwen2.5-VL, Qwen3-VL or SmolVLM"
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -33,13 +34,17 @@ class ModelFolder:
     config: dict[str, Any]
     weights: tuple[Path, ...]
 
-    @cached_property
-    def identity(self) -> str:
-        """Return class, folder name and a fingerprint of config.json and of the weight files' names and sizes."""
-        sizes = [[file.name, file.stat().st_size] for file in self.weights]
-        known = (self.path / "config.json").read_bytes() + json.dumps(sizes).encode()
+    def identify(self, tick: Callable[[], None]) -> str:
+        """Return class, folder name and a fingerprint of settings and weights.
+
+        Args:
+            tick: called between reads; may raise to stop.
+
+        Raises:
+            CaptionError: a file cannot be read.
+        """
         kind = next(iter(self.config.get("architectures") or []), self.config["model_type"])
-        return f"{kind} {self.path.name} {hashlib.sha256(known).hexdigest()[:16]}"
+        return f"{kind} {self.path.name} {fingerprint(self.path, self.weights, tick)}"
 
     @cached_property
     def numbers(self) -> int:
@@ -123,7 +128,8 @@ def transformers() -> Any:
     except EAMError as error:
         raise CaptionError(
             "expected the package transformers to run a local vision-language model, but it cannot be imported "
-            f"({_first_words(error.__cause__ or error)}); run pip install comfyui-eam[caption], or use an endpoint"
+            f"({_first_words(error.__cause__ or error)}); "
+            'run pip install ".[caption]" in the folder of this pack, or use an endpoint'
         ) from error
 
 

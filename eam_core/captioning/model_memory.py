@@ -43,6 +43,14 @@ def refuse_too_little(name: str, needed: int, device: torch.device) -> None:
         )
 
 
+def out_of_memory(name: str, needed: int, device: torch.device) -> CaptionError:
+    """Return what to say when a device's memory has run out after all."""
+    return CaptionError(
+        f"expected {needed / 2**30:.1f} GB of free memory on {device} for {name}, but it ran out; "
+        "choose a smaller model or smaller pictures, or use an endpoint"
+    )
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Return how much memory a device has left; None where nobody can tell."""
     if device.type == "cuda":

@@ -1,9 +1,9 @@
-"""Draws of answers that depend on the seed alone, and word of each token, as transformers' `generate` calls them."""
+"""Draws of answers that depend on the seed alone, as transformers' `generate` calls them."""
 
 import torch
 from torch import Tensor
 
-from .messages import CaptionError, OnToken
+from .messages import CaptionError
 
 TOP_P = 0.9
 
@@ -35,25 +35,6 @@ class SeededSampling:
         noise = torch.empty(scores.shape[-1]).exponential_(generator=self.generator)
         kept = scores.masked_fill(_unlikely(scores, self.top_p), -torch.inf)
         return kept - noise.log().to(scores.device)
-
-
-class TokenWatch:
-    """A stopping criterion that stops nothing itself: it tells of each token, and whoever is told may raise."""
-
-    def __init__(self, on_token: OnToken | None, prompt_tokens: int, max_tokens: int) -> None:
-        """Keep whom to tell."""
-        self.on_token, self.prompt_tokens, self.max_tokens = on_token, prompt_tokens, max_tokens
-        self.raised: Exception | None = None
-
-    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
-        """Tell how many tokens there are; returns that no conversation [B] is done for that."""
-        if self.on_token:
-            try:
-                self.on_token(input_ids.shape[1] - self.prompt_tokens, self.max_tokens)
-            except Exception as error:
-                self.raised = error  # for the caller to tell it from an error of the model's
-                raise
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 def _unlikely(scores: Tensor, top_p: float) -> Tensor:
