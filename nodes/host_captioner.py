@@ -4,7 +4,8 @@ ComfyUI 0.3.75 has none; newer ones load Qwen3-VL, Gemma and others as CLIP.
 """
 
 import hashlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +41,8 @@ class HostModel:
         Raises:
             CaptionError: this CLIP does not write text, or sees no pictures.
         """
+        if not _writes_text(self.clip):
+            raise _unfit("one that does not write text")
         answers: list[str | CaptionError] = []
         for conversation in conversations:
             if on_token:
@@ -49,31 +52,31 @@ class HostModel:
 
     def _answer(self, text: str, picture: Tensor, config: GenerateConfig) -> str:
         tokens = self._tokens(text, picture.movedim(0, -1)[None])
-        try:
-            ids = self.clip.generate(
-                tokens,
-                do_sample=config.temperature > 0,
-                max_length=config.max_tokens,
-                temperature=config.temperature or 1.0,
-                top_k=64,
-                top_p=0.95,
-                min_p=0.0,
-                repetition_penalty=1.0,
-                seed=config.seed,
-            )
-        except (AttributeError, NotImplementedError) as error:
-            raise _unfit("one that does not write text") from error
+        ids = self.clip.generate(
+            tokens,
+            do_sample=config.temperature > 0,
+            max_length=config.max_tokens,
+            temperature=config.temperature or 1.0,
+            top_k=64,
+            top_p=0.95,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            seed=config.seed,
+        )
         return self.clip.decode(ids)
 
     def _tokens(self, text: str, image: Tensor) -> Any:
         """Tokenize with the picture; hosts have named it `image`, later `images`, and text-only ones drop it."""
+        clip_tokenizer = getattr(self.clip, "tokenizer", None)
+        # CLIP.tokenize takes any name and hands it on to what knows which there are.
+        inner = getattr(clip_tokenizer, "tokenize_with_weights", self.clip.tokenize)
         for pictures in ({"images": [image]}, {"image": image}):
-            try:
-                tokens = self.clip.tokenize(text, skip_template=False, min_length=1, thinking=False, **pictures)
-            except TypeError:
-                continue
-            if _holds_picture(tokens):
-                return tokens
+            given = {"skip_template": False, "min_length": 1, "thinking": False, **pictures}
+            given = _accepted(inner, _accepted(self.clip.tokenize, given))
+            if given.keys() & pictures.keys():
+                tokens = self.clip.tokenize(text, **given)
+                if _holds_picture(tokens):
+                    return tokens
         raise _unfit("one that sees no pictures")
 
 
@@ -91,10 +94,28 @@ def flattened(conversation: Conversation) -> tuple[str, Tensor]:
     return text, next(part for part in last if isinstance(part, Tensor))
 
 
+def _writes_text(clip: Any) -> bool:
+    """Tell whether a CLIP's model can write: CLIP has `generate` always and hands it on, down to the transformer."""
+    model = clip.cond_stage_model
+    inner = getattr(model, model.clip, None) if isinstance(getattr(model, "clip", None), str) else None
+    parts = [model, inner, getattr(inner or model, "transformer", None)]
+    return all(callable(getattr(part, "generate", None)) for part in parts if part is not None)
+
+
+def _accepted(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a function has no parameter for; asked of its signature, as errors from within mean others."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return given
+    return {name: value for name, value in given.items() if name in parameters}
+
+
 def _holds_picture(tokens: Any) -> bool:
     """Tell whether core's tokens, {name: batches of (token, weight)}, stand for a picture anywhere."""
-    batches = [batch for group in tokens.values() if isinstance(group, list) for batch in group]
-    return any(isinstance(token[0], dict) and token[0].get("type") == "image" for batch in batches for token in batch)
+    groups = tokens.values() if isinstance(tokens, dict) else []
+    batches = [batch for group in groups if isinstance(group, list) for batch in group if isinstance(batch, list)]
+    firsts = [token[0] for batch in batches for token in batch if isinstance(token, tuple | list) and token]
+    return any(isinstance(first, dict) and first.get("type") == "image" for first in firsts)
 
 
 def _unfit(got: str) -> CaptionError:
@@ -105,8 +126,12 @@ def _unfit(got: str) -> CaptionError:
 
 
 def _fingerprint(clip: Any) -> str:
-    """Hash a model's layout and a few of its numbers: a CLIP knows no name of its own."""
+    """Hash a model's layout, a few of its numbers and its patches: a CLIP knows no name of its own."""
     weights = clip.cond_stage_model.state_dict()
     known = [(name, tuple(value.shape)) for name, value in weights.items()]
     few = [value.flatten()[:4].tolist() for value in list(weights.values())[:: max(1, len(weights) // 32)]]
-    return hashlib.sha256(repr((known, few)).encode()).hexdigest()[:16]
+    # LoRAs are no part of the weights until these are moved. Their number is drawn anew with each, so answers of a
+    # patched model are kept until ComfyUI ends; a number of an unpatched one tells nothing.
+    patcher = getattr(clip, "patcher", None)
+    patches = str(patcher.patches_uuid) if getattr(patcher, "patches", None) else ""
+    return hashlib.sha256(repr((known, few, patches)).encode()).hexdigest()[:16]
