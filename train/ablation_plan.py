@@ -100,6 +100,7 @@ TABLES = {
             arms=(
                 Arm(name="DA, tested with DA", data={"captions": "da"}),
                 Arm(name="DA, tested with SA", data={"captions": "da"}, test_captions="sa"),
+                Arm(name="SA, tested with DA", data={"captions": "sa"}, test_captions="da"),
                 Arm(name="SA, tested with SA", data={"captions": "sa"}),
             ),
         ),

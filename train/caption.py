@@ -3,6 +3,8 @@
     python -m train.caption --images SOURCE [SOURCE ...] --out DIR --mode sa|da|both --model FOLDER
     python -m train.caption --images SOURCE [SOURCE ...] --out DIR --mode sa|da|both --endpoint URL [--model NAME]
 
+--model URL is --endpoint URL with the first of its models.
+
 Sources are those of training. DIR/KEY.sa.txt and DIR/KEY.da.txt are what training reads with --caption-dir DIR; if DIR
 is the only source, a folder of pictures, captions lie beside these and training finds them by itself. The same command
 goes on where a run was stopped, and tries again what failed, which DIR/failed.rankN.txt lists. Started by torchrun or
@@ -23,15 +25,16 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
-from eam_core.captioning.captioner import SubjectCaptioner
 from eam_core.captioning.endpoint import Endpoint, TimeLimits
 from eam_core.captioning.messages import GenerateConfig, Generator
-from train.caption_data import MODES, AskConfig, DataCaptioner, check_keys, list_failed, open_jobs
+from train.caption_data import MODES, AskConfig, DataCaptioner, check_keys, open_jobs
+from train.caption_lists import drop_old_lists, list_failed, listed_keys
 from train.data.config import DataError
 from train.data.layouts import layout_name
 from train.data.samples import Photo
 from train.data.sources import all_photos, resolve
 from train.options import run_script
+from train.run_folder import drop_leftovers
 
 _EXIT_SOME_FAILED = 1
 _LONGEST_RUN = timedelta(days=90)
@@ -52,19 +55,23 @@ def caption_data(
 
     Raises:
         CaptionError: the model as such cannot be used.
-        DataError: the folder holds captions of other pictures.
         DiskError: a caption could not be written.
     """
-    share = photos[rank::world_size]
-    jobs = open_jobs(share, config)
-    captioner = DataCaptioner(SubjectCaptioner(model), config)
+    share, lists = photos[rank::world_size], config.lists or config.folder
+    jobs, clashes = open_jobs(share, config)
+    failed_before = listed_keys(lists)
+    jobs.sort(key=lambda job: job.photo.key in failed_before)  # last, so that they cannot keep the others from it
+    captioner = DataCaptioner(model, config)
+    captioner.failed |= clashes
     only_one = {"disable": True} if rank else {}
-    done = len(share) - len(jobs)
+    done = len(share) - len(jobs) - len(clashes)
     try:
-        with tqdm(total=len(share), initial=done, desc="captioning", unit="picture", **only_one) as progress:
-            captioner.run(jobs, progress.update)
+        with tqdm(
+            total=len(share), initial=len(share) - len(jobs), desc="captioning", unit="picture", **only_one
+        ) as bar:
+            captioner.run(jobs, bar.update)
     finally:
-        list_failed(config.lists or config.folder, rank, captioner.failed)
+        list_failed(lists, rank, captioner.failed)
     return len(share), done, len(captioner.failed)
 
 
@@ -111,7 +118,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", nargs="+", required=True, metavar="SOURCE", help="as the training's --data")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where captions go")
     parser.add_argument("--mode", choices=(*MODES, "both"), required=True, help="subject-aware, detail-aware, or both")
-    parser.add_argument("--model", default="", help="folder of a model; with --endpoint the name of one of its models")
+    parser.add_argument("--model", default="", help="folder or URL; with --endpoint the name of one of its models")
     parser.add_argument("--endpoint", default="", metavar="URL", help="an OpenAI-compatible one: http://127.0.0.1:8000")
     parser.add_argument("--allow-remote", action="store_true", help="let pictures go to an endpoint on another machine")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at once, of a local model (default 1)")
@@ -119,11 +126,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=600, help="seconds for an endpoint's answer (default 600)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of a local model")
     parser.add_argument("--seed", type=int, default=0, help="of the answers (default 0)")
+    parser.add_argument("--temperature", type=float, default=0.3, help="0 takes the likeliest word (default 0.3)")
     parser.add_argument("--max-tokens", type=int, default=512, help="most tokens of an answer (default 512)")
     parser.add_argument("--extra", default="", help="an instruction added to the prompt's")
     options = parser.parse_args(argv)
     if not (options.model or options.endpoint):
         parser.error("expected --model FOLDER or --endpoint URL, got neither")
+    if options.model.lower().startswith(("http://", "https://")):
+        if options.endpoint:
+            parser.error(
+                f"expected the name of a model of {options.endpoint} as --model, got an address; name one of both"
+            )
+        options.endpoint, options.model = options.model, ""
     for name in ("batch_size", "concurrency", "timeout"):
         if not getattr(options, name) > 0:
             parser.error(f"expected --{name.replace('_', '-')} above 0, got {getattr(options, name)}")
@@ -137,7 +151,7 @@ def ask_config(options: argparse.Namespace) -> AskConfig:
         DataError: a value is out of range, or --out cannot be used.
     """
     try:
-        generate = GenerateConfig(max_tokens=options.max_tokens, seed=options.seed)
+        generate = GenerateConfig(max_tokens=options.max_tokens, seed=options.seed, temperature=options.temperature)
     except ValueError as error:
         raise DataError(str(error)) from error
     return AskConfig(
@@ -187,7 +201,8 @@ def main() -> None:
         check_keys(photos)
     model = open_generator(options, local_rank)
     if rank == 0:
-        _drop_old_lists(options.out, world_size)
+        drop_old_lists(options.out, world_size)
+        drop_leftovers(options.out)
     with _together(rank, world_size) as added:
         counts = caption_data(model, photos, config, rank=rank, world_size=world_size)
         total, before, failed = added(counts)
@@ -197,14 +212,6 @@ def main() -> None:
         added([0])  # until that is said
     if failed:
         sys.exit(_EXIT_SOME_FAILED)
-
-
-def _drop_old_lists(folder: Path, world_size: int) -> None:
-    """Take away lists of processes that there are no longer."""
-    for path in folder.glob("failed.rank*.txt"):
-        number = path.name.removeprefix("failed.rank").removesuffix(".txt")
-        if number.isdecimal() and int(number) >= world_size:
-            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

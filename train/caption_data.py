@@ -8,6 +8,7 @@ need no lock, and who deletes a caption has it made again.
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,10 +23,10 @@ from torch import Tensor
 
 from eam_core.captioning.caption import Caption, Mode
 from eam_core.captioning.captioner import CaptionConfig, SubjectCaptioner
-from eam_core.captioning.endpoint import EndpointError
-from eam_core.captioning.messages import CaptionError, GenerateConfig
+from eam_core.captioning.messages import CaptionError, GenerateConfig, Generator
 from eam_core.captioning.prompt import LONGEST_SIDE
 from eam_core.errors import ImageError
+from train.counted_model import CountedModel
 from train.data.captions import caption_path
 from train.data.config import DataError
 from train.data.pictures import decode
@@ -33,9 +34,10 @@ from train.data.samples import Blob, Photo
 from train.run_folder import write_text
 
 MODES: tuple[Mode, ...] = ("sa", "da")
-_LONGEST_NAME = 240  # bytes; file systems take 255, and a file being written is named a little longer
-_MOST_MISSES = 3  # batches in a row for which the model failed as such
+_LONGEST_NAME = 255  # bytes, of most file systems
+_MOST_MISSES = 3  # batches in a row that the model answers nothing to, for each worker
 _DECODERS = 4  # pictures decoded at once; a large one takes 200 MB until it is reduced
+_BACKGROUND = 128  # mid grey: dark and light drawings both stand out from it
 
 
 @dataclass(frozen=True)
@@ -75,24 +77,33 @@ class _Stopped(Exception):
     """The run ends; answers that still grow are of no use."""
 
 
-def open_jobs(photos: Iterable[Photo], config: AskConfig) -> list[Job]:
+def open_jobs(photos: Iterable[Photo], config: AskConfig) -> tuple[list[Job], dict[str, str]]:
     """List the pictures that lack captions.
 
-    Raises:
-        DataError: the folder has the caption of another picture under a picture's name.
+    Returns:
+        What is wanted, and why by key for pictures under whose name the folder has the caption of another one.
     """
-    jobs = [Job(photo, tuple(mode for mode in config.modes if not _is_done(photo, mode, config))) for photo in photos]
-    return [job for job in jobs if job.modes]
+    jobs: list[Job] = []
+    failed: dict[str, str] = {}
+    for photo in photos:
+        try:
+            modes = tuple(mode for mode in config.modes if not _is_done(photo, mode, config))
+        except DataError as error:
+            failed[photo.key] = str(error)
+            continue
+        if modes:
+            jobs.append(Job(photo, modes))
+    return jobs, failed
 
 
 def read_reduced(photo: Photo) -> Tensor:
-    """Read a picture as [3,H,W] in [0,1], no larger than what a model is shown.
+    """Read a picture as [3,H,W] in [0,1], on grey where it is transparent, no larger than what a model is shown.
 
     Raises:
         ImageError: it is damaged, too small or too large.
         OSError: its file cannot be read.
     """
-    pixels = decode(photo.picture.read(), photo.key)
+    pixels = decode(photo.picture.read(), photo.key, _BACKGROUND)
     height, width = pixels.shape[:2]
     shrink = LONGEST_SIDE / max(height, width)
     if shrink < 1:
@@ -104,14 +115,16 @@ def read_reduced(photo: Photo) -> Tensor:
 class DataCaptioner:
     """Write captions of pictures; a picture that fails does not stop the others."""
 
-    def __init__(self, captioner: SubjectCaptioner, config: AskConfig) -> None:
+    def __init__(self, model: Generator, config: AskConfig) -> None:
         """Keep the parts."""
-        self.captioner, self.config = captioner, config
+        self._model = CountedModel(model)
+        self.captioner, self.config = SubjectCaptioner(self._model), config
         self.failed: dict[str, str] = {}  # why, by key
         self._stop, self._error = threading.Event(), None
         self._decoding = threading.Semaphore(_DECODERS)
         self._gate = threading.Lock() if config.one_at_a_time else nullcontext()
-        self._misses = _MOST_MISSES - 1  # a model that fails at once is of no use
+        # A server that is away for a moment fails all workers at once, and a picture for all kinds of captions.
+        self._most_misses = _MOST_MISSES * len(config.modes) * (1 if config.one_at_a_time else config.workers)
 
     def run(self, jobs: Sequence[Job], on_done: Callable[[int], object] = lambda count: None) -> None:
         """Caption pictures.
@@ -173,32 +186,48 @@ class DataCaptioner:
                     pictures.append((job, read_reduced(job.photo)))
             except (ImageError, DataError, OSError) as error:
                 results[job.photo.key] = str(error)
+            except UnicodeError as error:
+                results[job.photo.key] = f"expected a name that can be that of a file, got {error}; rename the picture"
         for mode in self.config.modes:
             wanted = [(job, picture) for job, picture in pictures if mode in job.modes]
             if not wanted:
                 continue
             for (job, _), answer in zip(wanted, self._answers([picture for _, picture in wanted], mode)):
-                if isinstance(answer, CaptionError):
+                if why := self._kept(job.photo, mode, answer):
                     before = results[job.photo.key]
-                    results[job.photo.key] = (f"{before}; " if before else "") + f"{mode}: {answer}"
-                else:
-                    self._write(job.photo, mode, answer)
+                    results[job.photo.key] = (f"{before}; " if before else "") + f"{mode}: {why}"
         return results
 
+    def _kept(self, photo: Photo, mode: Mode, answer: Caption | CaptionError) -> str:
+        """Write a caption; returns why there is none, else nothing."""
+        if isinstance(answer, CaptionError):
+            return str(answer)
+        try:
+            self._write(photo, mode, answer)
+        except UnicodeError as error:
+            return f"expected a caption of whole characters, got {error}; try another seed or another model"
+        return ""
+
     def _answers(self, pictures: Sequence[Tensor], mode: Mode) -> list[Caption | CaptionError]:
+        """Ask for captions; a picture without one gives its error.
+
+        Raises:
+            CaptionError: the model fails before it has answered anything, or too often in a row.
+        """
         settings = CaptionConfig(mode=mode, extra=self.config.extra, generate=self.config.generate)
+        before = self._model.answers
+        answers: list[Caption | CaptionError]
         try:
             with self._gate:
                 self._end_if_stopped()
                 answers = self.captioner.caption_many(pictures, settings, on_token=self._end_if_stopped)
-        except EndpointError:
-            raise
-        except CaptionError as error:  # such as too little memory for this batch
-            self._misses += 1
-            if self._misses >= _MOST_MISSES:
+        except CaptionError as error:  # such as too little memory for this batch, or a request that is refused
+            if not self._model.answers:
                 raise
-            return [error] * len(pictures)
-        self._misses = 0
+            answers = [error] * len(pictures)
+        if self._model.answers == before and self._model.miss() >= self._most_misses:
+            most, last = self._most_misses, answers[-1]
+            raise CaptionError(f"expected some answer to {most} questions in a row, got none, the last time: {last}")
         return answers
 
     def _end_if_stopped(self, tokens: int = 0, most: int = 0) -> None:
@@ -209,7 +238,7 @@ class DataCaptioner:
         path = caption_path(self.config.folder, job.photo.key, "sa.json")
         if path is None:
             raise DataError("expected a name inside the folder of captions, got one that leads out; rename the picture")
-        if len(path.name.encode()) > _LONGEST_NAME:
+        if len(os.fsencode(path.name)) > _LONGEST_NAME:
             raise DataError(f"expected a name of at most {_LONGEST_NAME} bytes, got a longer one; rename the picture")
 
     def _write(self, photo: Photo, mode: Mode, caption: Caption) -> None:
@@ -224,20 +253,6 @@ class DataCaptioner:
         # The text comes last: where it is, the picture counts as done.
         write_text(note, json.dumps(answer, ensure_ascii=False, indent=1) + "\n")
         write_text(text, caption.caption + "\n")
-
-
-def list_failed(folder: Path, rank: int, failed: dict[str, str]) -> None:
-    """Write which pictures a process could not caption and why, or take an older list away.
-
-    Raises:
-        DiskError: it cannot be written.
-    """
-    path = folder / f"failed.rank{rank}.txt"
-    lines = [f"{key}\t{' '.join(why.split())}\n" for key, why in failed.items()]
-    if lines:
-        write_text(path, "".join(lines))
-    else:
-        path.unlink(missing_ok=True)
 
 
 def check_keys(photos: Sequence[Photo]) -> None:
@@ -261,7 +276,7 @@ def _is_done(photo: Photo, mode: Mode, config: AskConfig) -> bool:
     try:
         if not text or not note or not text.stat().st_size:
             return False
-    except OSError:
+    except (OSError, UnicodeError):
         return False
     try:
         size = json.loads(note.read_text(encoding="utf-8")).get("picture_bytes")

@@ -12,7 +12,11 @@ import hashlib
 import json
 import logging
 import os
+import re
+import secrets
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +27,9 @@ from eam_core.weight_files import read_weights, save_weights
 from train.config import FREE_FIELDS
 
 log = logging.getLogger(__name__)
+
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part")  # as write_text and save_weights name what is not whole yet
+_LEFTOVER_AGE = 3600.0  # seconds; a younger one may be another process's, which is still writing it
 
 
 class Checkpoint(NamedTuple):
@@ -87,6 +94,7 @@ class RunFolder:
         """
         for leftover in self.checkpoints.glob(".*.part"):  # of a killed process
             leftover.unlink()
+        drop_leftovers(self.path)
         notes = self._notes()
         for note in reversed(notes):
             weights = note.with_suffix(".safetensors")
@@ -126,19 +134,30 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears under its name only when it is whole.
+    """Write a text file that appears under its name only when it is whole; of several writers the last one stays.
 
     Raises:
         DiskError: it cannot be written.
+        UnicodeEncodeError: the text has half characters.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DiskError(f"could not write {path} ({error}); free some space or choose another folder") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Take away what killed processes left half written in a folder and below it, some time ago."""
+    for path in folder.rglob(".*.part"):
+        with suppress(OSError):
+            if _LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+                path.unlink()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

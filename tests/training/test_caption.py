@@ -22,20 +22,24 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from captioning_server import ChatServer, json_reply
 
+from eam_core.captioning.caption import Caption
+from eam_core.captioning.captioner import SubjectCaptioner
+from eam_core.captioning.endpoint import EndpointError
 from eam_core.captioning.messages import CaptionError
 from eam_core.denoiser import Text
 from eam_core.errors import EAMError
-from train import ablate, cache_text, caption
+from train import ablate, cache_text, caption, run_folder
 from train.ablation_plan import TABLES, arm_config
 from train.caption import caption_data, captions_folder
 from train.caption_data import AskConfig, read_reduced
+from train.caption_lists import listed_keys
 from train.data import DataConfig, DataError, TrainingData, sources
 from train.data.captions import caption_path, iter_captions
 from train.data.samples import Blob, Photo, split_name
 from train.data.sources import all_photos
 from train.options import run_script
 from train.prepare_data import PrepareConfig, prepare
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, drop_leftovers, write_text
 from train.text_cache import TextCache
 
 GREYS = {f"{number}": 20 * number + 10 for number in range(7)}
@@ -144,30 +148,107 @@ def test_failures_and_bad_pictures_are_listed_and_tried_again(photos, tmp_path):
 class Broken(Fake):
     """Fails as such for some batches, as a model does that runs out of memory."""
 
-    def __init__(self, *failing: int):
+    def __init__(self, *failing: int, error: type[CaptionError] = CaptionError):
         super().__init__()
-        self.failing_calls, self.calls = failing, 0
-
-    def prepare(self, on_token=None):
-        pass
+        self.failing_calls, self.error, self.calls = failing, error, 0
 
     def generate(self, conversations, config, on_token=None):
         self.calls += 1
         if self.calls - 1 in self.failing_calls:
-            raise CaptionError("expected 9 GB of free memory, but it ran out")
+            raise self.error("expected 9 GB of free memory, but it ran out")
         return super().generate(conversations, config)
 
 
-def test_a_batch_too_large_for_the_model_is_listed_and_a_model_of_no_use_ends_the_run(photos, tmp_path):
-    assert run(Broken(2, 3, 5), photos, tmp_path / "a", modes=("da",)) == (7, 0, 3)
-    model = Broken(0)
+@pytest.mark.parametrize("error", [CaptionError, EndpointError])
+def test_a_batch_too_large_for_the_model_is_listed_and_a_model_of_no_use_ends_the_run(photos, tmp_path, error):
+    assert run(Broken(2, 3, 5, error=error), photos, tmp_path / "a", modes=("da",)) == (7, 0, 3)
+    model = Broken(0, error=error)
     with pytest.raises(CaptionError, match="ran out"):
         run(model, photos, tmp_path / "b", modes=("da",))
     assert model.calls == 1
     with pytest.raises(CaptionError, match="ran out"):
-        run(Broken(1, 2, 3), photos, tmp_path / "c", modes=("da",))
+        run(Broken(1, 2, 3, error=error), photos, tmp_path / "c", modes=("da",))
     listed = (tmp_path / "c" / "failed.rank0.txt").read_text()
     assert listed.count("ran out") == 2 and "photos/0.da.txt" in texts(tmp_path / "c")
+
+
+def test_requests_that_fail_in_a_row_end_the_run_and_do_not_keep_other_pictures_from_it(photos, tmp_path):
+    """Several workers fail together when a server is away for a moment, so each has its misses."""
+    broken, out = Fake(*"12345"), tmp_path / "out"
+    with pytest.raises(CaptionError, match=r"expected some answer to 3 questions in a row, got none, .*got none"):
+        run(broken, photos, out, modes=("da",))
+    assert {name for name, _ in broken.asked} == {"0", "1", "2", "3"}
+    assert listed_keys(out) == {"photos/1", "photos/2"}
+    again = Fake(*"123")
+    assert run(again, photos, out, modes=("da",)) == (7, 1, 3)
+    assert [name for name, _ in again.asked[::2]][:2] == ["3", "4"] and listed_keys(out) == {
+        f"photos/{n}" for n in "123"
+    }
+    assert run(Fake(*"01234"), photos, tmp_path / "two", modes=("da",), workers=2) == (7, 0, 5)
+    assert run(Fake(*"01"), photos, tmp_path / "both") == (7, 0, 2)
+
+
+def test_answers_that_are_of_no_use_do_not_end_the_run(photos, tmp_path):
+    model = Fake(words="I'm sorry, but I cannot help with house")
+    assert run(model, photos, tmp_path / "out", modes=("da",)) == (7, 0, 7)
+
+
+def test_names_and_answers_that_are_no_text_are_dealt_with(photos, tmp_path, monkeypatch):
+    try:
+        (photos / os.fsdecode(b"\xff.png")).write_bytes((photos / "3.png").read_bytes())
+        (photos / os.fsdecode(b"\xfe.png")).write_bytes(b"no picture")
+    except OSError:
+        pytest.skip("file names are text here")
+    out = tmp_path / "out"
+    assert run(Fake(), photos, out, modes=("da",)) == (9, 0, 1)
+    assert (out / "photos" / os.fsdecode(b"\xff.da.txt")).read_text() == "A house 3 in mode da.\n"
+    assert (out / "failed.rank0.txt").read_text().startswith("photos/\\udcfe\t")
+    ask = SubjectCaptioner.caption_many
+
+    def halves(captioner, pictures, config, **others):
+        answers = ask(captioner, pictures, config, **others)
+        return [Caption("half \ud800") if "house 4" in answer.caption else answer for answer in answers]
+
+    monkeypatch.setattr(SubjectCaptioner, "caption_many", halves)
+    (photos / os.fsdecode(b"\xfe.png")).unlink()
+    assert run(Fake(), photos, tmp_path / "other", modes=("da",)) == (8, 0, 1)
+    listed = (tmp_path / "other" / "failed.rank0.txt").read_text()
+    assert listed.startswith("photos/4\tda: expected a caption of whole characters")
+    assert not list((tmp_path / "other").rglob("*.part"))
+
+
+def test_two_runs_may_write_one_file_at_once_and_what_killed_ones_left_goes(tmp_path, monkeypatch):
+    path, replace = tmp_path / "a" / "list.txt", os.replace
+
+    def meanwhile(source, target):
+        monkeypatch.setattr(run_folder.os, "replace", replace)
+        write_text(path, "of the other")
+        replace(source, target)
+
+    monkeypatch.setattr(run_folder.os, "replace", meanwhile)
+    write_text(path, "of the one")
+    assert path.read_text() == "of the one" and os.listdir(path.parent) == ["list.txt"]
+    left = [path.with_name(f".{name}.part") for name in ("0123456789abcdef", "fedcba9876543210", "of another program")]
+    for each, age in zip(left, (7200, 60, 7200)):
+        each.touch()
+        os.utime(each, (time.time() - age,) * 2)
+    drop_leftovers(tmp_path)
+    assert [each.exists() for each in left] == [False, True, True]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_what_lies_under_full_transparency_is_not_shown(tmp_path, mode):
+    picture = Image.new("RGBA", (64, 48), (255, 0, 0, 0))
+    picture.paste((0, 0, 255, 255), (0, 0, 32, 48))
+    if mode == "P":
+        picture = Image.new("P", (64, 48), 1)
+        picture.putpalette([0, 0, 255, 255, 0, 0])
+        picture.paste(0, (0, 0, 32, 48))
+        picture.info["transparency"] = 1
+    picture.save(tmp_path / "a.png")
+    got = read_reduced(Photo("a", Blob(str(tmp_path / "a.png")))) * 255
+    assert (got[:, :, :32] == torch.tensor([0.0, 0.0, 255.0])[:, None, None]).all()
+    assert (got[:, :, 32:] - 128).abs().max() < 1
 
 
 def test_large_pictures_are_reduced_and_turned_upright(tmp_path):
@@ -201,9 +282,15 @@ def test_a_caption_of_another_picture_of_that_name_is_not_taken_for_this_ones(ph
     other.mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
     Image.fromarray(noise).save(other / "3.png")
+    (other / "9.png").write_bytes((photos / "1.png").read_bytes())
     run(Fake(), photos, tmp_path / "out")
-    with pytest.raises(DataError, match=r"3\.sa\.txt: expected the caption of .*elsewhere.*; name all sources in one"):
-        run(Fake(), other, tmp_path / "out")
+    before = texts(tmp_path / "out")
+    assert run(Fake(), other, tmp_path / "out") == (2, 0, 1)
+    listed = (tmp_path / "out" / "failed.rank0.txt").read_text()
+    expected = r"photos/3\t.*3\.sa\.txt: expected the caption of .*elsewhere.*; name all sources in one.*\n"
+    assert re.fullmatch(expected, listed)
+    found = texts(tmp_path / "out")
+    assert {name: found.get(name) for name in before} == before and "photos/9.sa.txt" in found
 
 
 def test_two_processes_share_the_pictures_without_overlap(photos, tmp_path):
@@ -260,9 +347,42 @@ def test_the_command_asks_an_endpoint_and_ends_with_1_if_some_failed(photos, tmp
     assert texts(tmp_path / "out") == {f"photos/{n}.da.txt": f"A house {n}.\n" for n in GREYS}
 
 
+def test_one_refused_request_does_not_end_a_run(photos, tmp_path, monkeypatch, capsys):
+    refused = {
+        "1": (403, "content policy"),
+        "3": (404, "image not found"),
+        "5": (400, "model runner: image file not found"),
+    }
+
+    def script(asked):
+        text = answer_for(asked)
+        status, why = refused.get(text[-2], (200, ""))
+        return json_reply({"error": {"message": why}}, status) if why else text
+
+    with ChatServer(script) as server:
+        assert call(monkeypatch, *words(server, photos, tmp_path / "out", "--concurrency", "1")) == 1
+        assert "7 pictures: 4 captioned, 0 had captions, 3 failed" in capsys.readouterr().out
+        assert listed_keys(tmp_path / "out") == {f"photos/{name}" for name in refused}
+    with ChatServer(lambda asked: json_reply({}, 403)) as server:
+        assert call(monkeypatch, *words(server, photos, tmp_path / "none", "--concurrency", "1")) == 2
+        assert len(server.asked) == 1 and "EAM_API_KEY" in capsys.readouterr().err
+
+
+def test_the_model_may_be_an_address_and_the_temperature_is_passed_on(photos, tmp_path, monkeypatch):
+    with ChatServer(answer_for) as server:
+        arguments = ["--images", photos, "--out", tmp_path / "out", "--mode", "da", "--model", server.url]
+        assert call(monkeypatch, *map(str, arguments), "--temperature", "0.75") == 0
+        assert {(asked.fields["model"], asked.fields["temperature"]) for asked in server.asked} == {
+            ("first-model", 0.75)
+        }
+    assert len(texts(tmp_path / "out")) == 7
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (["--model", "http://127.0.0.1:1"], "expected the name of a model of http://127.0.0.1"),
+        (["--temperature", "3"], "expected a temperature in [0, 2]"),
         (["--endpoint", "http://192.0.2.1"], "pictures would leave this machine"),
         (["--endpoint", "http://127.0.0.1:1"], "got no connection"),
         (["--max-tokens", "3"], "max_tokens of at least 16"),
@@ -477,7 +597,7 @@ def test_every_arm_of_the_ablation_of_prompts_reads_them(photos, tmp_path):
     for arm in arms:
         captions = dict(iter_captions(arm.data))
         assert captions == {f"photos/{n}": f"A house {n} in mode {arm.data.captions}." for n in GREYS}
-    assert [arm.data.captions for arm in arms] == ["da", "da", "sa"]
+    assert [arm.data.captions for arm in arms] == ["da", "da", "sa", "sa"]
 
 
 def test_a_run_begun_before_there_was_a_caption_dir_goes_on_without_one(tmp_path):

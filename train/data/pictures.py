@@ -17,15 +17,16 @@ _HEADER_BYTES = 2**18
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str, background: int | None = None) -> np.ndarray:
     """Decode a picture of any depth and colour mode.
 
     Args:
         data: the encoded picture.
         name: what to call it in a message.
+        background: grey that shows through transparent parts, in [0,255]; None shows the colours stored under them.
 
     Returns:
-        uint8 [H,W,3]; upright as EXIF says, 16 bits cut to 8, transparency dropped.
+        uint8 [H,W,3]; upright as EXIF says, 16 bits cut to 8.
 
     Raises:
         ImageError: not a picture, damaged, too small or too large.
@@ -38,6 +39,9 @@ def decode(data: bytes, name: str) -> np.ndarray:
             return np.repeat(grey[..., None], 3, axis=2)
         if "transparency" in upright.info:
             upright = upright.convert("RGBA")
+        if background is not None and upright.mode in ("RGBA", "LA", "PA"):
+            paper = Image.new("RGBA", upright.size, (background, background, background, 255))
+            upright = Image.alpha_composite(paper, upright.convert("RGBA"))
         return np.array(upright.convert("RGB"))
 
 
