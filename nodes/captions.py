@@ -32,7 +32,7 @@ class LoadCaptioner(io.ComfyNode):
                     default="",
                     placeholder="LLM/MiniCPM-V-4_6 or http://127.0.0.1:8000/v1",
                     tooltip="A folder below ComfyUI's models folder with a model of transformers, or the address of "
-                    "an endpoint. Pictures go to other machines only if EAM_ALLOW_REMOTE lists their hosts for ComfyUI.",
+                    "an endpoint. Pictures go to other machines only if EAM_ALLOW_REMOTE lists them for ComfyUI.",
                 ),
                 io.String.Input(
                     "name", default="", optional=True, tooltip="Which of an endpoint's models; empty takes its first."
