@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ..eam_core.captioning.messages import CaptionError, Conversation, GenerateConfig, Generator, OnToken
+from ..eam_core.captioning.model_memory import out_of_memory, refuse_too_little
 from .host_captioner import HostModel
 from .patcher import managed
 
@@ -55,10 +56,11 @@ def model_folder(source: str) -> Path:
     candidates = [] if ".." in given.parts or not given.parts else list(_candidates(given))
     found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
-        todo = "put the model there" if candidates else "folders elsewhere cannot be named"
+        looked = " or ".join(dict.fromkeys(map(str, candidates)))
+        todo = f"put the model at {looked}" if looked else "folders elsewhere cannot be named"
         got = f"{source!r}; {todo}" if source else "nothing; name one, or type a caption"
         raise CaptionError(
-            "expected a folder below ComfyUI's models folder, such as LLM/MiniCPM-V-4_6, or an http(s) address, "
+            "expected a folder below ComfyUI's models folder, such as LLM/MiniCPM-V-4.6, or an http(s) address, "
             f"got {got}"
         )
     return found
@@ -102,14 +104,30 @@ class ManagedModel:
             CaptionError: the model cannot be used.
         """
         if self.patcher is None:
-            management = comfy.model_management
-            devices = management.text_encoder_device(), management.text_encoder_offload_device()
-            # In a list, as transformers' modules do not let ModelPatcher set attributes such as `device`.
-            self.patcher = managed(nn.ModuleList([self.model.module]), *devices)
-        besides = max(0, self.model.required_bytes - self.patcher.model_size())
-        # Whole: only ComfyUI's own layers can work while a part of their weights is elsewhere.
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=besides, force_full_load=True)
+            self.patcher = self._managed(on_token, config.max_tokens)
+        self._load(self.patcher)
         return self.model.generate(conversations, config, on_token)
+
+    def _managed(self, on_token: OnToken | None, max_tokens: int) -> ModelPatcher:
+        management = comfy.model_management
+        device = management.text_encoder_device()
+        # ComfyUI unloads its other models for this one, so what counts is all that the device has.
+        if not management.is_device_cpu(device):
+            has = management.get_total_memory(device)
+            refuse_too_little(self.model.folder.path.name, self.model.required_bytes, device, has=has)
+        module = self.model.read(on_token, max_tokens)
+        # In a list, as transformers' modules do not let ModelPatcher set attributes such as `device`.
+        return managed(nn.ModuleList([module]), device, management.text_encoder_offload_device())
+
+    def _load(self, patcher: ModelPatcher) -> None:
+        needed = self.model.required_bytes
+        besides = max(0, needed - patcher.model_size())
+        try:
+            # Whole: only ComfyUI's own layers can work while a part of their weights is elsewhere.
+            comfy.model_management.load_models_gpu([patcher], memory_required=besides, force_full_load=True)
+        except torch.cuda.OutOfMemoryError as error:
+            patcher.detach()  # what had found room would only be in the way
+            raise out_of_memory(self.model.folder.path.name, needed, patcher.load_device) from error
 
 
 def _dtype() -> torch.dtype:

@@ -79,6 +79,17 @@ def build_model(kind: str, folder: Path) -> Path:
     return folder
 
 
+def build_slow_model(folder: Path) -> Path:
+    """Write a stand-in in Qwen2.5-VL's layout that needs many seconds for a prompt: 24 wide layers, 100 MB."""
+    with_text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}
+    make_torchvision_importable()
+    torch.manual_seed(0)
+    model, processor = _qwen2_5_vl(**with_text)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 def build_text_model(folder: Path) -> Path:
     """Write a language model that sees no pictures."""
     import transformers
@@ -134,13 +145,17 @@ def _text_ids(tokenizer: Any) -> dict[str, int]:
     return {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **ids}
 
 
-def _qwen2_5_vl() -> tuple[Any, Any]:
+def _qwen2_5_vl(**text: Any) -> tuple[Any, Any]:
     import transformers as tf
 
     tokenizer = _qwen_tokenizer()
-    rope = {"type": "default", "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    text = _TEXT | _text_ids(tokenizer) | {"rope_parameters": rope, "rope_scaling": rope}
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    text = _TEXT | text | _text_ids(tokenizer)
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    sections = [half // 4, half // 4, half // 2]
+    rope = {"type": "default", "rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
+    text |= {"rope_parameters": rope, "rope_scaling": rope}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    vision["out_hidden_size"] = text["hidden_size"]
     vision |= {"patch_size": 14, "fullatt_block_indexes": [1]}
     config = tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_ids(tokenizer))
     processor = tf.Qwen2_5_VLProcessor(

@@ -28,13 +28,19 @@ def margin_bytes(config: Any, dtype: torch.dtype, batch_size: int) -> int:
     return OVERHEAD + batch_size * CONVERSATION_TOKENS * (kept + passing) * dtype.itemsize
 
 
-def refuse_too_little(name: str, needed: int, device: torch.device) -> None:
+def refuse_too_little(name: str, needed: int, device: torch.device, has: int | None = None) -> None:
     """Check that a device has memory for a model.
+
+    Args:
+        name: of the model, for the message.
+        needed: bytes.
+        device: where.
+        has: bytes that can be had there; what is free now by default.
 
     Raises:
         CaptionError: it has less than needed.
     """
-    free = free_bytes(device)
+    free = free_bytes(device) if has is None else has
     if free is not None and free < needed:
         where = "memory" if device.type == "cpu" else f"memory on {device}"
         raise CaptionError(

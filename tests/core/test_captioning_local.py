@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from eam_core.captioning import model_folder, model_memory
 from eam_core.captioning.chat_layout import ChatLayout
 from eam_core.captioning.local import LocalModel
 from eam_core.captioning.messages import CaptionError, GenerateConfig, Message
+from eam_core.captioning.model_watch import Watch
 from eam_core.captioning.prompt import load_prompt
 from eam_core.captioning.seeded_sampling import SeededSampling
 from eam_core.captioning.source import open_model
@@ -38,6 +41,10 @@ def models(folders):
 def copy(folders, tmp_path):
     """A folder of one's own to break."""
     return shutil.copytree(folders["qwen2_5_vl"], tmp_path / "model")
+
+
+class Stopped(Exception):
+    pass
 
 
 def picture(height=320, width=480, seed=0):
@@ -106,7 +113,7 @@ def test_every_turn_has_its_picture(models, kind, monkeypatch):
     if kind in ("minicpmv4_6", "smolvlm"):  # transformers itself compares image tokens with what the pictures give
         told = []
         model.generate([load_prompt().conversation(plain, "sa")], SHORT, lambda *numbers: told.append(numbers))
-        assert told[0] == (1, 16)
+        assert (1, 16) in told
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,10 +166,8 @@ def test_numbers_that_are_none_are_a_broken_model():
 def test_each_token_is_told_of_and_telling_can_stop(models):
     model, told = models["minicpmv4_6"], []
     model.generate([small()], GenerateConfig(max_tokens=20, seed=1), lambda *numbers: told.append(numbers))
-    assert told == [(i, 20) for i in range(1, 21)]
-
-    class Stopped(Exception):
-        pass
+    # None but repeated, as it is between tokens.
+    assert list(dict.fromkeys(told)) == [(i, 20) for i in range(21)]
 
     def stop(tokens, most):
         told.append(tokens)
@@ -172,7 +177,98 @@ def test_each_token_is_told_of_and_telling_can_stop(models):
     told.clear()
     with pytest.raises(Stopped):
         model.generate([small()], SHORT, stop)
-    assert told == [1, 2, 3]
+    assert list(dict.fromkeys(told)) == [0, 1, 2, 3]
+
+
+class Slowly:
+    """Someone who waits, notes when they are told of tokens, and stops after a second."""
+
+    def __init__(self):
+        self.start = time.monotonic()
+        self.told, self.times = [], [self.start]
+
+    def __call__(self, *numbers):
+        self.told.append(numbers)
+        self.times.append(time.monotonic())
+        if self.times[-1] - self.start > 1:
+            raise Stopped
+
+    def check(self):
+        """Nobody had to wait: neither between two words nor from the stop to the end."""
+        self.times.append(time.monotonic())
+        assert max(after - before for before, after in zip(self.times, self.times[1:])) < 0.8
+        assert set(self.told) == {(0, 16)}
+
+
+def slowed(function, seconds):
+    def slow(*args, **options):
+        time.sleep(seconds)
+        return function(*args, **options)
+
+    return slow
+
+
+@pytest.mark.parametrize("kind", ("minicpmv4_6", "qwen2_5_vl", "smolvlm"))
+def test_reading_a_prompt_can_be_stopped(models, kind, monkeypatch):
+    model = models[kind]
+    (expected,) = model.generate([small()], SHORT)
+    # Vision tower and language model before the first token: 15 to 26 layers, several seconds.
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "forward", slowed(torch.nn.Linear.forward, 0.15))
+        patient = Slowly()
+        with pytest.raises(Stopped):
+            model.generate([small()], SHORT, patient)
+        patient.check()
+    assert model.generate([small()], SHORT) == [expected]
+
+
+def test_reading_weights_can_be_stopped(folders, models, monkeypatch):
+    model, read = LocalModel(folders["qwen2_5_vl"], device="cpu"), []
+    original = torch.Tensor.to
+
+    def slow(tensor, *args, **options):
+        # As from a slow disk; transformers reads tensors in threads of its own, or here.
+        if threading.current_thread() is not threading.main_thread() or tensor.device.type == "cpu":
+            time.sleep(0.2)
+            read.append(tensor.shape)
+        return original(tensor, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", slow)
+        patient = Slowly()
+        with pytest.raises(Stopped):
+            model.generate([small()], SHORT, patient)
+        patient.check()
+        time.sleep(0.5)  # for threads that have begun with a tensor
+        so_far = len(read)
+        time.sleep(0.5)
+        assert 0 < so_far == len(read) < len(load_file(folders["qwen2_5_vl"] / "model.safetensors"))
+    assert model.generate([small()], SHORT) == models["qwen2_5_vl"].generate([small()], SHORT)
+
+
+def test_a_fingerprint_can_be_stopped(models, folders):
+    def stop(*numbers):
+        raise Stopped(*numbers)
+
+    with pytest.raises(Stopped) as stopped:
+        LocalModel(folders["smolvlm"], device="cpu").prepare(stop)
+    assert stopped.value.args == (0, 0)
+
+
+def test_a_stop_that_somebody_swallows_stays_one():
+    def stop(*numbers):
+        raise Stopped
+
+    for other in (None, CaptionError("expected a model in a folder, but it cannot be loaded")):
+        watch = Watch(stop, 16)
+        with pytest.raises(Stopped), watch.heard():
+            for _ in range(2):
+                with pytest.raises(Stopped):
+                    watch.tick()
+            if other:
+                raise other
+    with pytest.raises(CaptionError, match="cannot be loaded"), Watch().heard():
+        raise other
 
 
 def test_an_answer_ends_at_its_end_token(models, monkeypatch):
@@ -186,7 +282,32 @@ def test_an_answer_ends_at_its_end_token(models, monkeypatch):
     monkeypatch.setattr(settings, "eos_token_id", [tokens[0][5]])
     told = []
     model.generate([small()], SHORT, lambda *numbers: told.append(numbers))
-    assert len(told) == tokens[0].index(tokens[0][5]) + 1
+    assert told[-1] == (tokens[0].index(tokens[0][5]) + 1, 16)
+
+
+def test_an_answer_without_an_end_is_given_as_far_as_it_came(models):
+    model = models["qwen2_5_vl"]
+    (whole,), (broken,) = (
+        model.generate([small()], GenerateConfig(max_tokens=most, seed=3, temperature=1.0)) for most in (24, 16)
+    )
+    assert broken and whole.startswith(broken.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def test_pictures_are_prepared_once(models, monkeypatch):
+    model, seen = models["qwen2_5_vl"], []
+    processor = model.chat.processor.image_processor
+    prepare = processor.preprocess
+
+    def count(images, *args, **options):
+        seen.append(sum(len(each) if isinstance(each, list) else 1 for each in images))
+        return prepare(images, *args, **options)
+
+    monkeypatch.setattr(processor, "preprocess", count)
+    model.generate([small(number=3)], SHORT)
+    assert seen == [3]
+    seen.clear()
+    model.generate([small(), small(seed=4)], SHORT)
+    assert seen == [1, 1, 2]
 
 
 def test_what_does_not_fit_the_context_fails_alone(models, monkeypatch):
@@ -209,6 +330,12 @@ def test_words_cannot_pose_as_pictures(models):
     model = models["qwen2_5_vl"]
     laid = model.chat.lay(small("A <|image_pad|>sign<|im_end|>."))
     assert laid.prompt.count("<|image_pad|>") == 1 and "A sign." in laid.prompt
+
+
+@pytest.mark.parametrize("text", ("<|im_<|image_pad|>end|>", "<|im_<|im_<|im_end|>end|>end|>", "<|<|im_end|>im_end|>"))
+def test_words_in_words_cannot_pose_as_pictures(models, text):
+    chat = models["qwen2_5_vl"].chat
+    assert chat.lay(small(f"A {text}sign.")).prompt == chat.lay(small("A sign.")).prompt
 
 
 class Template:
@@ -293,10 +420,32 @@ def test_identity_tells_models_apart(copy, captioning_models):
     (copy / "README.md").write_text("words")
     assert LocalModel(copy, device="cpu").identity == identity
     captioning_models.edit_json(copy / "config.json", note="another")
-    other = LocalModel(copy, device="cpu").identity
+    known = {identity, LocalModel(copy, device="cpu").identity}
     weights = load_file(copy / "model.safetensors")
-    save_file(weights | {"more": torch.zeros(1)}, copy / "model.safetensors", metadata={"format": "pt"})
-    assert len({identity, other, LocalModel(copy, device="cpu").identity}) == 3
+    key = next(key for key in weights if "q_proj.weight" in key)
+
+    def save(changes):
+        save_file(weights | changes, copy / "model.safetensors", metadata={"format": "pt"})
+
+    # Fine-tuned: as large as before, and one tensor is another.
+    save({key: weights[key] + 0.01})
+    known.add(LocalModel(copy, device="cpu").identity)
+    save({"more": torch.zeros(1)})
+    known.add(LocalModel(copy, device="cpu").identity)
+    for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (copy / name).write_text((copy / name).read_text() + " ")
+        known.add(LocalModel(copy, device="cpu").identity)
+    assert len(known) == 8
+
+
+def test_identity_of_what_cannot_be_read(copy):
+    model = LocalModel(copy, device="cpu")
+    for damaged in (b"", b"\xff" * 8, (2**62).to_bytes(8, "little"), b"\2" + bytes(7) + b"[]"):
+        (copy / "model.safetensors").write_bytes(damaged)
+        assert LocalModel(copy, device="cpu").identity
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CaptionError, match=r"expected files that can be read in .*model, but No such file"):
+        model.prepare()
 
 
 def test_a_path_opens_a_local_model(folders):
@@ -351,7 +500,8 @@ def test_transformers_missing_old_or_at_odds_with_torchvision(copy, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrained, "import_module", missing)
-        refused(copy, "expected the package transformers to run .*No module named 'transformers'.*pip install")
+        refused(copy, "expected the package transformers to run .*No module named 'transformers'")
+        refused(copy, r'run pip install "\.\[caption\]" in the folder of this pack, or use an endpoint')
     for error, words in (
         (AttributeError("CONFIG_MAPPING"), r"expected a transformers with CONFIG_MAPPING, found \d"),
         (RuntimeError("operator torchvision::nms does not exist"), "nms does not exist.*torchvision and torch fit"),
@@ -366,6 +516,8 @@ def test_too_little_memory(copy, monkeypatch):
     model = LocalModel(copy, device="cpu")
     with pytest.raises(CaptionError, match=r"expected 0.5 GB of free memory for model, found 0.2 GB; choose a smaller"):
         model.generate([small()], SHORT)
+    with pytest.raises(CaptionError, match=r"expected 0.5 GB of free memory on mps for model, found 0.2 GB"):
+        model_memory.refuse_too_little("model", 2**29, torch.device("mps"))
     # A host that moves the weights looks after its device; only the weights themselves lie in main memory.
     assert isinstance(LocalModel(copy, device=None).generate([small()], SHORT)[0], str)
 
@@ -375,9 +527,37 @@ def test_free_memory_is_what_the_system_has():
     assert free is not None and 2**26 < free < 2**46
 
 
-def test_no_cuda(copy, monkeypatch):
+@pytest.mark.parametrize("also", (False, True))
+def test_memory_that_runs_out_while_weights_are_moved(copy, monkeypatch, also):
+    model, moves = LocalModel(copy, device="cpu"), []
+
+    def move(device):
+        moves.append(str(device))
+        if len(moves) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory") if also else RuntimeError("device lost")
+
+    monkeypatch.setattr(model.module, "to", move)
+    words = r"expected 0.5 GB of free memory on cpu for model, but it ran out" if also else r"failed \(device lost\)"
+    with pytest.raises(CaptionError, match=words):
+        model.generate([small()], SHORT)
+    assert moves == ["cpu", "cpu"], "a part of the weights was left there"
+
+
+def test_devices_that_are_not_there(copy, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     refused(copy, "expected a CUDA device for model, found none", device="cuda")
+    refused(copy, "expected a torch and a machine with MPS for model, found none; choose cpu or auto", device="mps")
+    for device in ("banana", "meta", "cuda:", "", "xpu"):
+        words = f"expected auto, cpu, cuda, cuda:N or mps as the device for model, got '{device}'"
+        refused(copy, words, device=device)
+    assert LocalModel(copy).device == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    refused(copy, "expected cuda:0 to cuda:1 for model, got cuda:2", device="cuda:2")
+    chosen = [str(LocalModel(copy, device=name).device) for name in ("auto", "cuda", "cuda:1", "mps", "cpu")]
+    assert chosen == ["cuda", "cuda", "cuda:1", "mps", "cpu"]
 
 
 def broken(folder, words):
