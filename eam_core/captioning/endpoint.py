@@ -114,10 +114,13 @@ class Endpoint:
         model, encoded = self._named_model(on_wait), {}
 
         def ask(watch: Watch, index: int) -> str | CaptionError:
+            if watch.given_up.is_set():  # the waiting thread may be slow to see the error
+                return CaptionError("stopped")
             body = request_body(conversations[index], config, model=model, stream=on_token is not None, encoded=encoded)
             try:
                 return self._answer(watch, body, model, lambda count: watch.count(pieces, index, count))
             except EndpointError:
+                watch.given_up.set()
                 raise
             except CaptionError as error:
                 return error

@@ -17,7 +17,7 @@ class Watch:
         Args:
             sleep: waits so many seconds before another attempt; None waits until it is stopped.
         """
-        self.news = threading.Event()
+        self.news, self.given_up = threading.Event(), threading.Event()
         self._stopped = threading.Event()
         self._sleep = sleep or self._stopped.wait
         self._open: set[Exchange] = set()

@@ -271,6 +271,17 @@ def test_a_server_that_refuses_everything_from_some_point_on_ends_all_and_an_ans
             model.generate([conversation()], CONFIG)
 
 
+def test_nothing_more_is_sent_once_the_endpoint_is_given_up(monkeypatch):
+    """Even if the thread that waits sees it late."""
+    seen_late = lambda event, seconds=None: time.sleep(0.3)  # noqa: E731
+    monkeypatch.setattr("eam_core.captioning.endpoint_watch.threading.Event.wait", seen_late)
+    with ChatServer(lambda asked: json_reply({}, 401)) as server:
+        model = Endpoint(server.url, "m", concurrency=1, sleep=no_wait([]))
+        with pytest.raises(EndpointError):
+            model.generate([conversation()] * 20, CONFIG)
+        assert len(server.asked) == 1
+
+
 def test_a_list_of_models_is_no_answer_yet():
     """Servers that want a key tend to list their models without one."""
     with ChatServer(lambda asked: json_reply({}, 403)) as server:
