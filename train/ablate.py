@@ -100,10 +100,18 @@ def _execute_all(runs: list[Run], jobs: int, count: int) -> None:
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ["TQDM_DISABLE"] = "1"  # one bar for all runs instead of one each
+    sharing: dict[Path, list[Run]] = {}  # arms that are only scored differently share what was trained
+    for run in unique:
+        sharing.setdefault(run.folder, []).append(run)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(execute, run, count, threads) for run in unique]
+        waiting = [pool.submit(_execute_sharing, runs, count, threads) for runs in sharing.values()]
         for future in tqdm(as_completed(waiting), total=len(waiting), desc="runs", disable=False):
             future.result()
+
+
+def _execute_sharing(runs: list[Run], count: int, threads: int) -> None:
+    for run in runs:
+        execute(run, count, threads)
 
 
 def build_parser() -> argparse.ArgumentParser:
