@@ -80,8 +80,8 @@ def build_model(kind: str, folder: Path) -> Path:
 
 
 def build_slow_model(folder: Path) -> Path:
-    """Write a stand-in in Qwen2.5-VL's layout that needs many seconds for a prompt: 24 wide layers, 100 MB."""
-    with_text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}
+    """Write a stand-in in Qwen2.5-VL's layout that needs many seconds for a prompt: 64 layers, 110 MB."""
+    with_text = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 64}
     make_torchvision_importable()
     torch.manual_seed(0)
     model, processor = _qwen2_5_vl(**with_text)

@@ -80,7 +80,8 @@ def photo_key(key: str) -> str:
 
 def key_hash(key: str) -> int:
     """Return a number in [0, 2^64) that is the same for all crops of one picture, in every process and run."""
-    return int.from_bytes(hashlib.blake2b(photo_key(key).encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+    name = photo_key(key).encode(errors="surrogateescape")  # names of files may be no UTF-8
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
 
 
 def is_held_out(key: str, one_in: int) -> bool:
