@@ -84,7 +84,7 @@ def to_sd3_keys(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     for key, value in state.items():
         # Only the position table stands without a weight or bias of its own name.
         name, kind = (key, "") if key in _OUTSIDE else key.rsplit(".", 1) if "." in key else (key, "")
-        target, index = _rename(name, key, source)
+        target, index = sd3_name(name, key, source)
         if name in shift_last:
             scale, shift = value.chunk(2)
             value = torch.cat([shift, scale])
@@ -143,8 +143,8 @@ def _weight_files(folder: Path) -> list[Path]:
         ) from error
 
 
-def _rename(name: str, key: str, source: str) -> tuple[str, int | None]:
-    """Return SD3's name and, for a part of a joined tensor, its place there."""
+def sd3_name(name: str, key: str, source: str) -> tuple[str, int | None]:
+    """Return SD3's name of a diffusers module and, for a part of a joined tensor, its place there."""
     match = _BLOCK.match(name)
     if match:
         block, inner = f"joint_blocks.{match[1]}.", match[2]
