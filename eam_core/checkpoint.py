@@ -14,7 +14,7 @@ from .errors import CheckpointError
 from .model.autoencoder import AutoencoderParams, PatchAutoencoder
 from .model.control import ControlParams, ControlStream
 from .model.controlnet import ControlNet, ControlNetParams
-from .model.family import FIT_FIELDS, FamilyParams
+from .model.family import FamilyParams
 from .model.image_prompt import ImagePrompt, ImagePromptParams
 from .model.layers import HEAD_DIM, TORCH, Factory, count_blocks
 from .model.mmdit import MMDiT, MMDiTParams
@@ -193,7 +193,7 @@ def check_pair(base: MMDiTParams, control: FamilyParams | ImagePromptParams, sou
     Raises:
         CheckpointError: depth, width or norm differ.
     """
-    fields = [field for field in FIT_FIELDS if hasattr(control, field)]
+    fields = control.fit_fields
     wanted, got = ({field: getattr(params, field) for field in fields} for params in (base, control))
     if wanted != got:
         changed = ", ".join(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..eam_core.checkpoint import build_control, build_image_prompt, check_pair
 from ..eam_core.errors import CheckpointError
-from ..eam_core.model.family import FamilyParams
+from ..eam_core.model.family import ControlFamily, FamilyParams
 from ..eam_core.model.layers import Factory
 from ..eam_core.model.mmdit import MMDiTParams
 from ..eam_core.presets import SD3
@@ -38,6 +38,11 @@ class Control:
     params: FamilyParams
     source: str
     image_prompt: ModelPatcher | None = None
+
+    @property
+    def module(self) -> ControlFamily:
+        """The control itself."""
+        return self.patcher.model
 
 
 def managed(module: nn.Module, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
@@ -116,7 +121,7 @@ def apply_control(model: ModelPatcher, control: Control, scale: float, start: fl
     if scale == 0 or start >= end:
         logging.warning(f"EAM: the control does nothing at control_scale {scale:g} from {start:g} to {end:g}")
     patched = model.clone()
-    _add_hook(patched, ControlHook(control.patcher, scale, start, end), _CONTROL_KEY)
+    _add_hook(patched, ControlHook(control.patcher, control.module, scale, start, end), _CONTROL_KEY)
     _replace_wrapper(patched, WrappersMP.PREPARE_SAMPLING, _CONTROL_KEY, _count_lr_tokens)
     # Lets core count LR tokens when it decides what to run in one batch.
     counted = patched.get_model_object("memory_usage_factor_conds")
