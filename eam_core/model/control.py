@@ -40,9 +40,7 @@ LRAttention = Literal["joint", "self", "cross"]
 class ControlParams:
     """Architecture of a control stream; depth, width and qk norm follow the base it controls."""
 
-    fit_fields = FIT_FIELDS
-    preset = "sd3"
-    notes = ()
+    fit_fields, settings, preset, notes = FIT_FIELDS, (), "sd3", ()
     depth: int
     hidden_size: int
     in_channels: int = 16

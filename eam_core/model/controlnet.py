@@ -26,9 +26,7 @@ class ControlNetParams:
         dual_attention_blocks: copies whose image side has a second self-attention, as the base's block has.
     """
 
-    fit_fields = FIT_FIELDS
-    preset = "sd3"
-    notes = ()
+    fit_fields, settings, preset, notes = FIT_FIELDS, (), "sd3", ()
     depth: int
     hidden_size: int
     num_blocks: int

@@ -50,6 +50,11 @@ class FamilyParams(Protocol):
         ...
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the fields that may be changed after loading; tensors do not tell them for sure."""
+        ...
+
+    @property
     def preset(self) -> str:
         """Name in `presets.SPECS` of the settings that it is sampled with."""
         ...

@@ -6,7 +6,7 @@ A control family that adds nothing around the blocks: what it trained lies in ch
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,9 +23,8 @@ _REST = ("norm1.linear", "norm1_context.linear", "ff.net.0.proj", "ff_context.ne
 class TSDSRParams:
     """Sizes of the transformer that a LoRA was trained on; depth and widths come from its shapes."""
 
-    fit_fields: ClassVar = FIT_FIELDS
-    preset: ClassVar = "tsdsr"
-    notes: ClassVar = (
+    fit_fields, settings, preset = FIT_FIELDS, (), "tsdsr"
+    notes = (
         "TSD-SR's repository is under the Apache License 2.0; the base keeps its own licence "
         "(SD3-medium: Stability AI Community License)",
     )
