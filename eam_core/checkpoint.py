@@ -22,6 +22,8 @@ from .model.family import ControlFamily, FamilyParams
 from .model.image_prompt import ImagePrompt, ImagePromptParams
 from .model.layers import HEAD_DIM, TORCH, Factory, count_blocks
 from .model.mmdit import MMDiT, MMDiTParams
+from .model.tsdsr import MARKS as TSDSR_MARKS
+from .model.tsdsr import TSDSR, TSDSRParams, describe_lora
 
 Kind = Literal["mmdit", "control", "autoencoder"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -54,6 +56,9 @@ def describe(state: Mapping[str, Tensor]) -> str:
     for kind in _MARKS:
         if _holds(keys, kind):
             return _NAMES[kind]
+    lora = describe_lora(keys)
+    if lora:
+        return lora
     for name, fragments in _OTHER_KINDS:
         if any(fragment in key for key in state for fragment in fragments):
             return name
@@ -65,6 +70,7 @@ _MARKS: dict[str, tuple[set[str], ...]] = {
         {"lr_embedder.proj.weight", "control_blocks.0.img_out.weight"},
         {"lr_embedder.proj.weight", "controlnet_blocks.0.x_block.attn.qkv.weight", "zero_linears.0.weight"},
         DIT4SR_MARKS,
+        TSDSR_MARKS,
     ),
     "image_prompt": ({"image_prompt.projector.1.weight", "image_prompt.prompt_blocks.0.to_out_ip.weight"},),
     "autoencoder": ({"encoder.weight", "decoder.linear.weight", "decoder.leave.weight"},),
@@ -124,8 +130,10 @@ def infer_mmdit_params(state: Mapping[str, Tensor], source: str) -> MMDiTParams:
     return _infer(mmdit_params, state, source)
 
 
-def control_params(state: Mapping[str, Tensor]) -> ControlParams | ControlNetParams | DiT4SRParams:
+def control_params(state: Mapping[str, Tensor]) -> ControlParams | ControlNetParams | DiT4SRParams | TSDSRParams:
     """Infer family and architecture of control weights from their keys and shapes."""
+    if state.keys() >= TSDSR_MARKS:
+        return TSDSRParams.from_state_dict(state)
     if state.keys() >= DIT4SR_MARKS:
         return DiT4SRParams.from_state_dict(state)
     family = ControlNetParams if "zero_linears.0.weight" in state else ControlParams
@@ -141,10 +149,12 @@ def build_mmdit(state: Mapping[str, Tensor], source: str, factory: Factory = TOR
 
 def build_control(
     state: Mapping[str, Tensor], source: str, factory: Factory = TORCH
-) -> ControlStream | ControlNet | DiT4SR:
+) -> ControlStream | ControlNet | DiT4SR | TSDSR:
     """Build the control that a state dict holds, of whichever family, with its weights."""
     state = require(state, "control", source)
     params = _infer(control_params, state, source)
+    if isinstance(params, TSDSRParams):
+        return TSDSR(params)  # what it trained lies in other modules' weights
     if isinstance(params, DiT4SRParams):
         return _fill(lambda where: DiT4SR(params, where), state, source, factory)
     if isinstance(params, ControlNetParams):
@@ -167,7 +177,7 @@ def with_settings(control: ControlT, settings: Mapping[str, Any]) -> ControlT:
     if unknown:
         known = ", ".join(params.settings) or "none"
         raise CheckpointError(f"expected settings that this control has ({known}), got {unknown[0]!r}; leave it out")
-    changed = copy.copy(control)
+    changed: Any = copy.copy(control)
     try:
         values = {name: type(getattr(params, name))(value) for name, value in settings.items()}
         changed.params = replace(params, **values)

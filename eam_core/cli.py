@@ -105,7 +105,12 @@ def _add_model_options(group: Any) -> None:
         type=Path,
         help="SD3 checkpoint (.safetensors) or diffusers transformer folder; wants --control and --autoencoder too",
     )
-    group.add_argument("--control", metavar="FILE", type=Path, help="EAM control weights trained for the base")
+    group.add_argument(
+        "--control",
+        metavar="FILE",
+        type=Path,
+        help="EAM control weights trained for the base, or file or folder of a published model (DiT4SR, TSD-SR)",
+    )
     group.add_argument(
         "--autoencoder", metavar="DIR", type=Path, help="SD3's vae folder (diffusers), or an EAM autoencoder file"
     )
@@ -117,6 +122,13 @@ def _add_model_options(group: Any) -> None:
         metavar="DIR",
         type=Path,
         help="CLIP vision tower (transformers) that the control's image prompt was trained with; without it none",
+    )
+    group.add_argument(
+        "--encoder-noise",
+        metavar="N",
+        type=float,
+        help="for models that start from the input itself (TSD-SR): 1 draws from what the encoder allows, "
+        "0 takes its mean (default 1)",
     )
     group.add_argument("--prompt", metavar="TEXT", default="", help="what the picture shows")
     group.add_argument("--negative-prompt", metavar="TEXT", default="", help="what it shall not show")
@@ -201,11 +213,11 @@ def _config(args: argparse.Namespace) -> "RestoreConfig":
     if args.base is None:
         spec = EMBEDDED
     else:
-        from .pipeline import spec_of
+        from .loading import spec_of_files
 
-        spec = spec_of(args.base)
+        spec = spec_of_files(args.base, args.control)
     names = ("scale", "seed", "fidelity", "control_scale", "color_fix", "steps", "sigma_start", "tile", "overlap")
-    names += ("tile_batch", "prompt", "negative_prompt", "cfg_scale")
+    names += ("tile_batch", "prompt", "negative_prompt", "cfg_scale", "encoder_noise")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return _or_refuse(lambda: RestoreConfig.from_spec(spec, **given))
 
@@ -221,6 +233,8 @@ def _load_restorer(args: argparse.Namespace, config: "RestoreConfig") -> "Restor
     restorer = Restorer.from_files(
         **paths, text_encoders=args.text_encoders, image_encoder=args.image_encoder, device=device
     )
+    for note in restorer.model.control.params.notes:
+        _say(f"{Path(paths['control']).name}: {note}")
     _or_refuse(lambda: restorer.check(config))
     return restorer
 

@@ -32,6 +32,8 @@ class RestoreConfig:
         tile: side of a tile in output pixels, a multiple of 16.
         overlap: least overlap of tiles in output pixels.
         tile_batch: tiles per model call; more is faster on a GPU and takes more memory.
+        encoder_noise: for models that start from the LR latents: share of the autoencoder's own spread that is drawn
+            around its mean, in [0, 1].
         color_fix: name in `color.COLOR_FIXES`.
         prompt, negative_prompt: text, for models that know text.
     """
@@ -51,6 +53,7 @@ class RestoreConfig:
     tile: int = EMBEDDED.tile
     overlap: int = EMBEDDED.overlap
     tile_batch: int = 1
+    encoder_noise: float = 1.0
     color_fix: ColorFix = EMBEDDED.color_fix  # type: ignore[assignment]
     prompt: str = ""
     negative_prompt: str = ""
@@ -73,6 +76,8 @@ class RestoreConfig:
             raise ValueError(f"expected a seed in [0, 2^64), got {self.seed}; use e.g. 0")
         if not 0 <= self.fidelity <= 1:
             raise ValueError(f"expected fidelity in [0, 1], got {self.fidelity}; 0 leaves the model free")
+        if not 0 <= self.encoder_noise <= 1:
+            raise ValueError(f"expected encoder_noise in [0, 1], got {self.encoder_noise}; 0 takes the encoder's mean")
         if not 0 <= self.control_start < self.control_end <= 1:
             got = f"{self.control_start} and {self.control_end}"
             raise ValueError(f"expected 0 <= control_start < control_end <= 1, got {got}; use 0 and 1")

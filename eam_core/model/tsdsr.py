@@ -15,6 +15,9 @@ from .mmdit import FIT_FIELDS, Block
 
 LORA_PREFIX, DOWN, UP = "transformer.", ".lora_A.weight", ".lora_B.weight"
 _OUTSIDE = ("pos_embed.proj", "norm_out.linear", "proj_out")
+MARKS = {
+    f"{LORA_PREFIX}{module}{DOWN}" for module in (*_OUTSIDE, "transformer_blocks.0.attn.to_q")
+}  # keys of the student's transformer.safetensors; the teacher's are the same
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
 _REST = ("norm1.linear", "norm1_context.linear", "ff.net.0.proj", "ff_context.net.0.proj")
 
@@ -58,16 +61,11 @@ def lora_modules(keys: Iterable[str]) -> set[str]:
 
 def student_modules(depth: int) -> set[str]:
     """Return the modules that transformer.safetensors changes in a base of `depth` blocks: 266 in SD3-medium."""
-    modules = set(_OUTSIDE)
+    modules: set[str] = {*_OUTSIDE}
     for index in range(depth):
         inner = [f"attn.{name}" for name in _ATTENTION] + list(_REST)
         modules |= {f"transformer_blocks.{index}.{name}" for name in inner}
     return modules - {f"transformer_blocks.{depth - 1}.ff_context.net.0.proj"}  # the last text side has no feed-forward
-
-
-def is_student(keys: Iterable[str]) -> bool:
-    """Tell whether keys are those of the student's transformer.safetensors; the teacher's are the same."""
-    return lora_modules(keys) >= {*_OUTSIDE, "transformer_blocks.0.attn.to_q"}
 
 
 def describe_lora(keys: Iterable[str]) -> str | None:
