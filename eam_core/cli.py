@@ -1,4 +1,4 @@
-"""The command line: restore a picture, or a folder of pictures, without ComfyUI; `caption` has a file of its own.
+"""The command line: restore a picture, or a folder of them, without ComfyUI; other commands have files of their own.
 
 Torch and the model are imported only once there is work to do, so that help and typing errors answer at once.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli_caption import add_caption_command
+from .cli_convert import add_convert_command
 from .errors import DiskError, EAMError, ImageError
 from .presets import EMBEDDED, SD3
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling_options(upscale.add_argument_group("sampling"))
     _add_model_options(upscale.add_argument_group("a model of your own"))
     add_caption_command(commands)
+    add_convert_command(commands)
     return parser
 
 
