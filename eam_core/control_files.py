@@ -35,11 +35,14 @@ class ControlFile:
     unknown: tuple[str, ...] = ()
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences for whoever loads it."""
+    def warnings(self) -> list[str]:
+        """Sentences on what was left out of it."""
         if not self.unknown:
             return []
-        return [f"{self.source} holds {len(self.unknown)} tensors of unknown use, such as {self.unknown[0]}"]
+        return [
+            f"{self.source} holds {len(self.unknown)} tensors of unknown use, such as {self.unknown[0]}; they are left "
+            "out, and results may suffer"
+        ]
 
 
 def read_control(path: str | Path, *, device: str = "cpu") -> ControlFile:

@@ -20,8 +20,10 @@ from .checkpoint import (
     control_params,
     infer_mmdit_params,
     require,
+    with_settings,
 )
 from .companions import EMBEDDINGS, Companions, FixedText, check_text, control_file, read_companions
+from .control_files import differing_base, read_control
 from .denoiser import Text
 from .diffusers_keys import read_transformer
 from .errors import CheckpointError, EAMError
@@ -69,17 +71,21 @@ def load_parts(
     image_encoder: str | Path | None,
     device: str,
     dtype: torch.dtype | None,
+    control_settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Load what `Restorer` is made of, see `Restorer.from_files`."""
     _check_device(device)
     control = control_file(Path(control))
     # The small file first, so that a wrong one is refused before gigabytes are read.
-    source, weights = control.name, read_weights(control)
+    file = read_control(control)
+    source, weights = file.source, file.tensors
     spec = spec_of(base, weights, source)
     if dtype is None:
         dtype = torch.float32 if spec is EMBEDDED or device == "cpu" else torch.bfloat16
     factory = Factory(dtype=dtype, device=device)
     stream, prompt = build_control(weights, source, factory), build_image_prompt(weights, source, factory)
+    if control_settings:
+        stream = with_settings(stream, control_settings)
     for note in stream.params.notes:
         _log.info("%s: %s", source, note)
     beside = read_companions(control, weights, stream.params)
@@ -87,6 +93,9 @@ def load_parts(
     params = infer_mmdit_params(state, Path(base).name)
     for part in (stream, prompt) if prompt else (stream,):
         check_pair(params, part.params, source)
+    for warning in (*file.warnings, differing_base(file, state.get)):
+        if warning:
+            warnings.warn(warning, stacklevel=3)
     text = _text(text_encoders, beside, spec, params, device)
     state = merge(state, beside.transformer, source, dtype)
     return {
@@ -125,8 +134,8 @@ def spec_of(base: str | Path, control: Mapping[str, Tensor] | None = None, sourc
 
 def spec_of_files(base: str | Path, control: str | Path) -> Spec:
     """Tell the same as `spec_of` without reading the control's weights, only their names and shapes."""
-    path = control_file(Path(control))
-    return spec_of(base, read_weights(path, device="meta"), path.name)
+    file = read_control(control_file(Path(control)), device="meta")
+    return spec_of(base, file.tensors, file.source)
 
 
 def _autoencoder(path: str | Path, device: str, beside: Companions) -> Autoencoder:

@@ -1,9 +1,10 @@
 """The whole restoration as a library: load the parts, enlarge, encode, sample over tiles, decode, fix colours."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .guidance import needs_negative
 from .images import Picture, check_size, resize
 from .loading import TextEncoder, load_parts
 from .model.autoencoder import DOWNSCALE, Autoencoder, scale_latents, unscale_latents
+from .model.family import NO_STRENGTH
 from .model.psi_dit import PsiDiT
 from .presets import EMBEDDED, Spec
 from .restore_config import RestoreConfig
@@ -74,19 +76,21 @@ class Restorer:
         image_encoder: str | Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        control_settings: Mapping[str, Any] | None = None,
     ) -> "Restorer":
         """Load a model from weight files on this machine; nothing is downloaded or unpickled.
 
         Args:
             base: safetensors file of an SD3 transformer or whole checkpoint, or a diffusers folder.
-            control: safetensors file of EAM control weights, trained for this base, or a folder with the files of a
-                published model; what lies beside the file is read where it belongs to it.
+            control: safetensors file of EAM control weights, trained for this base, or the file, index of shards or
+                folder of a published model; what lies beside the file is read where it belongs to it.
             autoencoder: diffusers folder of SD3's autoencoder, or a safetensors file of an EAM autoencoder.
             text_encoders: folder of an SD3 pipeline in diffusers' layout; None runs without text.
             image_encoder: transformers folder of the CLIP vision tower that the control's image prompt was trained
                 with; None runs without image prompt.
             device: "cpu", "cuda", ...
             dtype: of base and control; float32 on the CPU and for text-free bases, else bfloat16.
+            control_settings: other values of what the control leaves open, see `checkpoint.with_settings`.
 
         Raises:
             CheckpointError: a file is not what it should be, or they do not belong together.
@@ -100,6 +104,7 @@ class Restorer:
             image_encoder=image_encoder,
             device=device,
             dtype=dtype,
+            control_settings=control_settings or {},
         )
         return cls(**parts)
 
@@ -138,6 +143,8 @@ class Restorer:
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"expected images [B, 3, H, W], got {tuple(image.shape)}; pass RGB in BCHW order")
         self.check(config)
+        if not self.model.control.has_strength and config.control_scale not in (0.0, 1.0):
+            warnings.warn(NO_STRENGTH, stacklevel=2)
         height, width = image.shape[-2:]
         check_size(height, width, config.scale)
         canvas = make_canvas(image.float().cpu(), config.scale, self.spec)
@@ -146,7 +153,7 @@ class Restorer:
         # On the CPU, once per picture, so that the transformer has the device's memory for itself.
         tokens = self.image_encoder.encode(image.float().cpu()) if self.image_encoder else None
         denoiser = TiledDenoiser(self.model, lr_latents, *self._texts(config), config, on_progress, tokens)
-        sigmas = schedule(config.steps, config.shift, config.sigma_start)
+        sigmas = schedule(config.steps, config.shift, config.sigma_start, scheduler=config.scheduler)
         start = first_latents(lr_latents, spread, noise, config)
         latents = get_sampler(config.sampler)(denoiser, start, sigmas, None)
         restored, enlarged = crop_canvas(self.decode(latents), canvas, image.float().cpu(), config.scale, self.spec)

@@ -28,6 +28,7 @@ class Spec:
         num_null_tokens: zero text tokens that stand for no text at all.
         start: "noise", or "lr" for a model that starts from the LR latents themselves, at sigma 1, and takes `steps` as
             they are.
+        scheduler: name in `flow.SCHEDULERS`.
         canvas: "resized", or "padded": enlarged by a sharper kernel to the exact size, then padded (`eam_core.start`).
         latent_shift: of the autoencoder's raw latents; the scale is SD3's for all.
         prompt: text that a model was trained with for every picture; "" where prompts are the user's.
@@ -45,6 +46,7 @@ class Spec:
     color_fix: str
     num_null_tokens: int
     start: str = "noise"
+    scheduler: str = "sgm_uniform"
     canvas: str = "resized"
     latent_shift: float = SD3_LATENT_SHIFT
     prompt: str = ""
@@ -103,5 +105,20 @@ TSDSR = Spec(
     "sharpness, perfect without deformations.",
 )
 
-SPECS = {"sd3": SD3, "tsdsr": TSDSR}
+# What its authors' test scripts use.
+DIT4SR = Spec(
+    name="DiT4SR",
+    shift=3.0,
+    steps=40,
+    sigma_start=1.0,
+    sampler="euler",
+    scheduler="normal",
+    cfg_scale=8.0,
+    tile=512,
+    overlap=192,
+    color_fix="adain",
+    num_null_tokens=333,
+)
+
+SPECS = {"sd3": SD3, "dit4sr": DIT4SR, "tsdsr": TSDSR}
 """By the name under which a control family asks for its settings."""

@@ -22,6 +22,7 @@ class RestoreConfig:
         steps: model calls per tile.
         seed: of the noise, in [0, 2^64).
         sampler: name in `sampling.SAMPLERS`.
+        scheduler: name in `flow.SCHEDULERS`.
         shift: of the schedule.
         sigma_start: in (0, 1]; 1 starts from pure noise, lower values from the LR latents.
         cfg_scale: classifier-free guidance at sigma 1; 1 is off.
@@ -42,6 +43,7 @@ class RestoreConfig:
     steps: int = EMBEDDED.steps
     seed: int = 0
     sampler: str = EMBEDDED.sampler
+    scheduler: str = EMBEDDED.scheduler
     shift: float = EMBEDDED.shift
     sigma_start: float = EMBEDDED.sigma_start
     cfg_scale: float = EMBEDDED.cfg_scale
@@ -61,7 +63,7 @@ class RestoreConfig:
     def __post_init__(self) -> None:
         check_scale(self.scale)
         get_sampler(self.sampler)
-        schedule(self.steps, self.shift, self.sigma_start)
+        schedule(self.steps, self.shift, self.sigma_start, scheduler=self.scheduler)
         if self.tile % (2 * DOWNSCALE):
             raise ValueError(f"expected a tile that is a multiple of {2 * DOWNSCALE} pixels, got {self.tile}; use 256")
         if not 0 <= self.overlap <= self.tile - 2 * DOWNSCALE:

@@ -16,6 +16,10 @@ LRState = Tensor | list[LRMemory]
 """What a run starts from: LR latents [B, C, H, W], or what the family remembers of them."""
 
 
+NO_STRENGTH = "control_scale has no effect except at 0: this control acts whole or not at all"
+"""What users are told who set another one than 0 or 1 where a family has no strength."""
+
+
 class FamilyParams(Protocol):
     """The part of a family's architecture that the rest asks for; the first five must be those of its base."""
 
