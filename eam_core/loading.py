@@ -158,7 +158,7 @@ def _text(folder: str | Path | None, beside: Companions, spec: Spec, base: MMDiT
         from .sd3 import SD3TextEncoder
 
         encoders = SD3TextEncoder(folder, context_size=base.context_size, device=device)
-    if spec.prompt:
+    if spec.fixed_prompt:
         return _fixed_text(encoders, beside, spec, base)
     null = NullText(num_tokens=spec.num_null_tokens, context_size=base.context_size, pooled_size=base.pooled_size)
     return encoders or null
@@ -171,7 +171,7 @@ def _fixed_text(encoders: TextEncoder | None, beside: Companions, spec: Spec, ba
         return FixedText(lambda: text, spec.name)
     if encoders is None:
         raise CheckpointError(f"{beside.missing_text}, or name text encoders")
-    return FixedText(lambda: encoders.encode([spec.prompt])[0], spec.name)
+    return FixedText(lambda: encoders.encode([spec.fixed_prompt])[0], spec.name)
 
 
 def _check_device(device: str) -> None:

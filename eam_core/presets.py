@@ -31,7 +31,7 @@ class Spec:
         scheduler: name in `flow.SCHEDULERS`.
         canvas: "resized", or "padded": enlarged by a sharper kernel to the exact size, then padded (`eam_core.start`).
         latent_shift: of the autoencoder's raw latents; the scale is SD3's for all.
-        prompt: text that a model was trained with for every picture; "" where prompts are the user's.
+        fixed_prompt: text that a model was trained with for every picture; "" where prompts are the user's.
         base, control, autoencoder: weight files that ship with the package; None where users bring their own.
     """
 
@@ -49,7 +49,7 @@ class Spec:
     scheduler: str = "sgm_uniform"
     canvas: str = "resized"
     latent_shift: float = SD3_LATENT_SHIFT
-    prompt: str = ""
+    fixed_prompt: str = ""
     base: Path | None = None
     control: Path | None = None
     autoencoder: Path | None = None
@@ -100,7 +100,7 @@ TSDSR = Spec(
     canvas="padded",
     latent_shift=0.0,
     # As its authors wrote it.
-    prompt="Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - "
+    fixed_prompt="Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - "
     "realistic maximum detail, 32k, Color Grading, ultra HD, extrememeticulous detailing, skin pore detailing, hyper "
     "sharpness, perfect without deformations.",
 )
