@@ -252,6 +252,13 @@ _PUBLISHED = {
 }
 
 
+def _said(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    # In published models these are blocks in a row.
+    return f"{value[0]} to {value[-1]}" if value else "none"
+
+
 def _published(fields: Mapping[str, Any]) -> str:
     name = _PUBLISHED.get((fields["depth"], fields["hidden_size"], fields["qk_norm"]))
     return f", {name}" if name else ""
@@ -267,7 +274,9 @@ def check_pair(base: MMDiTParams, control: FamilyParams | ImagePromptParams, sou
     wanted, got = ({field: getattr(params, field) for field in fields} for params in (base, control))
     if wanted != got:
         changed = ", ".join(
-            f"{field} {got[field]} instead of {wanted[field]}" for field in fields if wanted[field] != got[field]
+            f"{field} {_said(got[field])} instead of {_said(wanted[field])}"
+            for field in fields
+            if wanted[field] != got[field]
         )
         raise CheckpointError(
             f"expected control weights for this base (width {base.hidden_size} = {base.hidden_size // HEAD_DIM} heads, "

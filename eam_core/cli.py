@@ -132,6 +132,13 @@ def _add_model_options(group: Any) -> None:
         help="for models that start from the input itself (TSD-SR): 1 draws from what the encoder allows, "
         "0 takes its mean (default 1)",
     )
+    group.add_argument(
+        "--control-setting",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of a published control: key_rule=first or r1, conv_scale=1.2 (DiT4SR)",
+    )
     group.add_argument("--prompt", metavar="TEXT", default="", help="what the picture shows")
     group.add_argument("--negative-prompt", metavar="TEXT", default="", help="what it shall not show")
     group.add_argument(
@@ -232,9 +239,9 @@ def _load_restorer(args: argparse.Namespace, config: "RestoreConfig") -> "Restor
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = best if args.device == "auto" else args.device
     paths = {name: getattr(args, name) or getattr(EMBEDDED, name) for name in ("base", "control", "autoencoder")}
-    restorer = Restorer.from_files(
-        **paths, text_encoders=args.text_encoders, image_encoder=args.image_encoder, device=device
-    )
+    encoders = {"text_encoders": args.text_encoders, "image_encoder": args.image_encoder}
+    settings = dict(text.split("=", 1) if "=" in text else (text, "") for text in args.control_setting)
+    restorer = Restorer.from_files(**paths, **encoders, device=device, control_settings=settings)
     for note in restorer.model.control.params.notes:
         _say(f"{Path(paths['control']).name}: {note}")
     _or_refuse(lambda: restorer.check(config))
