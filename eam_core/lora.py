@@ -128,7 +128,7 @@ def merge(
     return new | {key: weight.to(dtype or state[key].dtype) for key, weight in sums.items()}
 
 
-def check_changes(changes: Iterable[LowRank], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+def check_changes(changes: Iterable[LowRank], shapes: Mapping[str, tuple[int, ...] | None], source: str) -> None:
     """Refuse changes whose weights are not there or have another shape.
 
     Raises:

@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .captions import LoadCaptioner, SubjectCaption
 from .control import ApplyControl
+from .control_prompt import ControlPrompt
 from .image_prompt import ImagePrompt
 from .images import ColorFix, Compare, Degrade
 from .load import LoadModel
@@ -22,6 +23,7 @@ class EAMExtension(ComfyExtension):
         """List the nodes in the order of a graph."""
         return [
             LoadModel,
+            ControlPrompt,
             ApplyControl,
             ImagePrompt,
             LoadCaptioner,

@@ -4,7 +4,7 @@ What the hooks do in a forward pass stands in hooks.py.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..eam_core.checkpoint import build_control, build_image_prompt, check_pair
+from ..eam_core.companions import Companions, read_companions
 from ..eam_core.errors import CheckpointError
 from ..eam_core.model.family import ControlFamily, FamilyParams
 from ..eam_core.model.layers import Factory
 from ..eam_core.model.mmdit import MMDiTParams
-from ..eam_core.presets import SD3
+from ..eam_core.presets import SD3, SPECS, Spec
 from ..eam_core.weight_files import read_weights
 from .hooks import IMAGE_COND, LR_COND, AddCond, BlockPatch, ControlHook, Hook, ImagePromptHook
+from .weight_patches import set_latent_shift, set_transformer
 
 _CONTROL_KEY, _IMAGE_KEY = "eam_control", "eam_image_prompt"
 _TILE = "eam_tile"
@@ -38,6 +40,12 @@ class Control:
     params: FamilyParams
     source: str
     image_prompt: ModelPatcher | None = None
+    beside: Companions = field(default_factory=Companions)
+
+    @property
+    def spec(self) -> Spec:
+        """The settings that it is sampled with."""
+        return SPECS[self.params.preset]
 
     @property
     def module(self) -> ControlFamily:
@@ -64,12 +72,16 @@ def load_control(path: Path) -> Control:
     offload_device = management.unet_offload_device()
     factory = Factory(operations=comfy.ops.manual_cast, dtype=dtype, device=offload_device)
     module, prompt = build_control(state, path.name, factory), build_image_prompt(state, path.name, factory)
+    beside = read_companions(path, state, module.params)
+    for note in module.params.notes:
+        logging.info(f"EAM: {path.name}: {note}")
     devices = (management.get_torch_device(), offload_device)
     return Control(
         patcher=managed(module, *devices),
         params=module.params,
         source=path.name,
         image_prompt=None if prompt is None else managed(prompt, *devices),
+        beside=beside,
     )
 
 
@@ -94,14 +106,14 @@ def base_params(model: ModelPatcher) -> MMDiTParams:
     )
 
 
-def set_native_tile(model: ModelPatcher, pixels: int) -> None:
-    """Note the tile size a base was trained for."""
-    model.set_attachments(_TILE, pixels)
+def set_native_tile(model: ModelPatcher, spec: Spec) -> None:
+    """Note the tiles that a base or its control was trained for."""
+    model.set_attachments(_TILE, (spec.tile, spec.overlap))
 
 
-def native_tile(model: ModelPatcher) -> int:
-    """Return the tile size a base was trained for, in pixels."""
-    return model.get_attachment(_TILE) or SD3.tile
+def native_tile(model: ModelPatcher) -> tuple[int, int]:
+    """Return size and overlap of the tiles that a MODEL was trained for, in pixels."""
+    return model.get_attachment(_TILE) or (SD3.tile, SD3.overlap)
 
 
 def apply_control(model: ModelPatcher, control: Control, scale: float, start: float, end: float) -> ModelPatcher:
@@ -121,6 +133,10 @@ def apply_control(model: ModelPatcher, control: Control, scale: float, start: fl
     if scale == 0 or start >= end:
         logging.warning(f"EAM: the control does nothing at control_scale {scale:g} from {start:g} to {end:g}")
     patched = model.clone()
+    set_transformer(patched, control.beside.transformer, control.source, strength=1.0 if scale else 0.0)
+    set_latent_shift(patched, control.spec.latent_shift)
+    if control.spec is not SD3:
+        set_native_tile(patched, control.spec)
     _add_hook(patched, ControlHook(control.patcher, control.module, scale, start, end), _CONTROL_KEY)
     _replace_wrapper(patched, WrappersMP.PREPARE_SAMPLING, _CONTROL_KEY, _count_lr_tokens)
     # Lets core count LR tokens when it decides what to run in one batch.

@@ -62,8 +62,10 @@ def sample(guider: TiledGuider, latent: dict[str, Any], sampler: Any, sigmas: Te
 
 def make_tiling(model: ModelPatcher, tile: int, overlap: int, tile_batch: int) -> TilingConfig:
     """Turn the widgets' pixels into latents; 0 stands for what the model was trained for."""
-    tile = tile or native_tile(model)
-    return TilingConfig(tile=tile // DOWNSCALE, overlap=(overlap or tile // 4) // DOWNSCALE, tile_batch=tile_batch)
+    native, native_overlap = native_tile(model)
+    tile = tile or native
+    overlap = overlap or min(native_overlap, tile // 4)
+    return TilingConfig(tile=tile // DOWNSCALE, overlap=overlap // DOWNSCALE, tile_batch=tile_batch)
 
 
 def make_sigmas(model: ModelPatcher, steps: int, sampler_name: str, scheduler: str, start_sigma: float) -> Tensor:
