@@ -11,7 +11,7 @@ from .checkpoint import IMAGE_PROMPT_PREFIX, require
 from .diffusers_keys import is_diffusers_key, to_sd3_keys
 from .model.dit4sr import is_dead_key
 from .weight_files import read_weights
-from .weight_sets import weight_set
+from .weight_sets import WEIGHTS, weight_set
 
 SAMPLE_ROWS = 64
 # Rounding to bfloat16 on one side and to float16 on the other makes 0.002 at most; finetunes change more.
@@ -56,7 +56,7 @@ def read_control(path: str | Path, *, device: str = "cpu") -> ControlFile:
         CheckpointError: files are missing, damaged or pickled, or hold something else.
     """
     path = Path(path)
-    source = path.name if path.name != "transformer" else f"{path.parent.name}/{path.name}"
+    source = _source(path)
     files = weight_set(path)
     shapes = {file: read_weights(file, device="meta") for file in files}
     everything = {key: value for found in shapes.values() for key, value in found.items()}
@@ -76,6 +76,13 @@ def read_control(path: str | Path, *, device: str = "cpu") -> ControlFile:
     return ControlFile(
         tensors=tensors, source=source, base_samples=to_sd3_keys(samples, source), unknown=tuple(unknown)
     )
+
+
+def _source(path: Path) -> str:
+    """Say which model a file or folder is where its own name is that of every model."""
+    if path.name.startswith(Path(WEIGHTS).stem):
+        path = path.parent
+    return f"{path.parent.name}/{path.name}" if path.name == "transformer" else path.name
 
 
 def differing_base(file: ControlFile, get: Callable[[str], Tensor | None]) -> str | None:

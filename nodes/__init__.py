@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 from .captions import LoadCaptioner, SubjectCaption
 from .control import ApplyControl
 from .control_prompt import ControlPrompt
+from .control_settings import ControlSettings
 from .image_prompt import ImagePrompt
 from .images import ColorFix, Compare, Degrade
 from .load import LoadModel
@@ -24,6 +25,7 @@ class EAMExtension(ComfyExtension):
         return [
             LoadModel,
             ControlPrompt,
+            ControlSettings,
             ApplyControl,
             ImagePrompt,
             LoadCaptioner,
