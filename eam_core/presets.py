@@ -55,6 +55,11 @@ class Spec:
     autoencoder: Path | None = None
 
 
+def fitting_overlap(tile: int, usual_tile: int, usual_overlap: int) -> int:
+    """Return the overlap that suits a tile: the usual one, shrunk with a smaller tile, though not below a quarter."""
+    return min(usual_overlap, max(tile // 4, usual_overlap * tile // usual_tile))
+
+
 EMBEDDED = Spec(
     name="EAM tiny (embedded)",
     shift=1.0,

@@ -8,7 +8,7 @@ from .color import COLOR_FIXES, ColorFix
 from .flow import schedule
 from .images import check_scale
 from .model.autoencoder import DOWNSCALE
-from .presets import EMBEDDED, Spec
+from .presets import EMBEDDED, Spec, fitting_overlap
 from .sampling import get_sampler
 from .tiling import TileGrid
 
@@ -94,12 +94,12 @@ class RestoreConfig:
     def from_spec(cls, spec: Spec, **changes: Any) -> "RestoreConfig":
         """Take a model family's sampling defaults; `changes` name other fields or override them.
 
-        A smaller tile shrinks the family's overlap to a quarter of it, unless `changes` has an overlap too.
+        A smaller tile shrinks the family's overlap too, unless `changes` has an overlap.
         """
         shared = {field.name for field in fields(cls)} & {field.name for field in fields(spec)}
         settings = {name: getattr(spec, name) for name in shared} | changes
         if "overlap" not in changes:
-            settings["overlap"] = min(spec.overlap, settings["tile"] // 4)
+            settings["overlap"] = fitting_overlap(settings["tile"], spec.tile, spec.overlap)
         return cls(**settings)
 
     def latent_grid(self, height: int, width: int) -> TileGrid:

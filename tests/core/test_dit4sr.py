@@ -499,6 +499,7 @@ def test_restorer_runs_it_with_its_authors_settings_and_says_what_it_is(tmp_path
     spec = spec_of_files(paths["base"], paths["control"])
     assert (spec.steps, spec.cfg_scale, spec.tile, spec.overlap, spec.color_fix) == (40, 8.0, 512, 192, "adain")
     assert (spec.sampler, spec.scheduler, spec.sigma_start, spec.shift) == ("euler", "normal", 1.0, 3.0)
+    assert [RestoreConfig.from_spec(spec, tile=tile).overlap for tile in (512, 256, 1024)] == [192, 96, 192]
     with caplog.at_level("INFO", logger="eam_core"), warnings.catch_warnings():
         warnings.simplefilter("error")
         restorer = Restorer.from_files(**paths, control_settings={"key_rule": "first"})
