@@ -1,5 +1,7 @@
 """DiT4SR in a real ComfyUI: its authors' numbers through a patched MODEL, with what users put around it."""
 
+import io
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfy_host import ComfyServer, ExecutionError
+from comfy_host import REPO, ComfyServer, ExecutionError, graph_to_prompt
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -353,6 +355,33 @@ def test_licence_is_said_when_it_is_loaded_and_base_tensors_are_not_missed(host:
     said = log_after(host, start)
     assert "DiT4SR's weights are for non-commercial use: its authors' Pi-Lab License 1.0" in said
     assert "unknown use" not in said
+
+
+def test_example_workflow_runs_with_its_authors_settings(host: ComfyServer) -> None:
+    """Only the files' names and the number of steps differ, and the text, as the stand-in knows no words."""
+    workflow = json.loads((REPO / "example_workflows" / "dit4sr_upscale.json").read_text())
+    prompt = graph_to_prompt(workflow, host.object_info())
+    ids = {node["class_type"]: key for key, node in prompt.items()}
+    sampler = prompt[ids["EAM_TiledSampler"]]["inputs"]
+    assert {name: sampler[name] for name in ("steps", "cfg", "sampler_name", "scheduler", "start_sigma")} == {
+        "steps": DIT4SR.steps,
+        "cfg": DIT4SR.cfg_scale,
+        "sampler_name": DIT4SR.sampler,
+        "scheduler": DIT4SR.scheduler,
+        "start_sigma": DIT4SR.sigma_start,
+    }
+    assert prompt[ids["EAM_ColorFix"]]["inputs"]["method"] == DIT4SR.color_fix
+    texts = [key for key, node in prompt.items() if node["class_type"] == "CLIPTextEncode"]
+    for key, side in zip(texts, ("positive", "negative"), strict=True):
+        inputs = {"file": runs(), "text": f"untiled.text_{side}", "pooled": f"untiled.pooled_{side}"}
+        prompt[key] = {"class_type": "FileCond", "inputs": inputs}
+    prompt[ids["LoadImage"]]["inputs"]["image"] = "photo.png"
+    prompt[ids["EAM_LoadModel"]]["inputs"] |= {"checkpoint": "embedded (tiny, no text)", "control": SHARDS}
+    prompt["99"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "base.safetensors", "weight_dtype": "default"}}
+    prompt[ids["EAM_ApplyControl"]]["inputs"]["model"] = ["99", 0]
+    sampler["steps"] = 2
+    found = host.run(prompt)[ids["SaveImage"]]["images"][0]
+    assert Image.open(io.BytesIO(host.fetch(found))).size == (160, 128)
 
 
 def test_auto_finds_the_one_that_fits(host: ComfyServer, golden: Golden) -> None:
