@@ -35,6 +35,7 @@ from .model.psi_dit import PsiDiT
 from .presets import EMBEDDED, NUM_NULL_TOKENS, SD3, SPECS, Spec
 from .vision import VisionTower
 from .weight_files import read_metadata, read_weights
+from .weight_sets import weight_set
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def spec_of(base: str | Path, control: Mapping[str, Tensor] | None = None, sourc
             return spec
     if base == EMBEDDED.base:
         return EMBEDDED
-    metadata = {} if Path(base).is_dir() else read_metadata(base)
+    metadata = {} if Path(base).is_dir() else read_metadata(weight_set(base)[0])
     try:
         training = json.loads(metadata.get("training", "{}"))
     except ValueError:  # somebody else's note under the same name

@@ -1,8 +1,8 @@
 """What a control family is: the one interface by which sampler, tiler, nodes and trainer know every kind of control.
 
-Three families of control weights exist. Psi-DiT (`control.py`) acts before each block of the base, DiT-ControlNet
-(`controlnet.py`) adds after it, DiT4SR (`dit4sr.py`) computes the block itself from the base's own layers. All are
-`nn.Module`s with weights in one set of files; `checkpoint.build_control` tells them apart.
+Four families exist. Psi-DiT (`control.py`) acts before each block of the base, DiT-ControlNet (`controlnet.py`) adds
+after it, DiT4SR (`dit4sr.py`) computes the block itself from the base's own layers, TSD-SR (`tsdsr.py`) only changes
+weights. All are `nn.Module`s; `checkpoint.build_control` tells their files apart.
 """
 
 from typing import Protocol

@@ -24,6 +24,7 @@ from eam_core.guidance import cfg
 from eam_core.loading import spec_of_files
 from eam_core.model.control import ControlParams
 from eam_core.model.dit4sr import DiT4SR, DiT4SRParams, is_control_key, is_dead_key
+from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams
 from eam_core.model.layers import Factory
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
@@ -366,6 +367,14 @@ def test_every_way_to_keep_the_files_gives_the_same_control(tmp_path, way, num_s
 
 
 @needs_golden
+@pytest.mark.parametrize("most", [torch.float32, torch.float16])
+def test_mixed_dtypes_become_the_one_of_most_numbers(host, most):
+    few = torch.float32 if most == torch.float16 else torch.float16
+    control = {key: value.to(few if key.endswith("bias") else most) for key, value in host.weights.items()}
+    assert {value.dtype for value in build_control(control, "x").state_dict().values()} == {most}
+
+
+@needs_golden
 def test_only_the_control_is_read(tmp_path, host, monkeypatch):
     folder = save_folder(tmp_path / "transformer", host.weights, 2)
     read = []
@@ -553,6 +562,11 @@ def test_command_line_takes_the_folder_and_settings(tmp_path, tiny, host, capsys
         "--autoencoder",
         str(tmp_path / "autoencoder.safetensors"),
     ]
+    with pytest.raises(
+        CheckpointError, match="expected an SD3-family transformer, but alone.* holds EAM control weights"
+    ):
+        save_file({k: v for k, v in host.weights.items() if is_control_key(k)}, tmp_path / "alone.safetensors")
+        Restorer.from_files(**paths | {"base": tmp_path / "alone.safetensors"})
     fast = ["--steps", "1", "--cfg", "1", "--tile", "128", "--control-setting", "key_rule=first"]
     assert main(["upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png"), *model, *fast]) == 0
     said = capsys.readouterr().err
@@ -560,3 +574,28 @@ def test_command_line_takes_the_folder_and_settings(tmp_path, tiny, host, capsys
     assert Image.open(tmp_path / "out.png").size == (128, 96)
     assert main(["upscale", str(tmp_path / "in.png"), str(tmp_path / "x.png"), *model, *fast[:-1], "rule=1"]) == 2
     assert "expected settings that this control has" in capsys.readouterr().err
+
+
+@needs_golden
+@torch.no_grad()
+def test_an_image_prompt_stands_around_its_blocks(host):
+    """Its attention comes before the block, whoever computes that block."""
+    torch.manual_seed(0)
+    model = host.model()
+    prompt = ImagePrompt(ImagePromptParams.for_base(model.base.params, 40))
+    for tensor in prompt.state_dict().values():
+        tensor.normal_(std=0.1)
+    both, tokens = PsiDiT(model.base, model.control, prompt), torch.randn(2, 5, 40)
+    prompted = both(*host.inputs, image_tokens=tokens)
+    assert (prompted - host["output"]).abs().max() > 1e-2
+    assert (both(*host.inputs, image_tokens=tokens, image_scale=0.0) - host["output"]).abs().max() < TOLERANCE
+    image = prompt.embed(tokens)
+
+    class ByHand:
+        def __init__(self):
+            self.run = model.control.start(host["inputs.lr_latent"], model.base.host(16, 16))
+
+        def run_block(self, index, img, txt, vec, block):
+            return self.run.run_block(index, prompt.blocks[index](img, image, vec, 1.0), txt, vec, block)
+
+    assert torch.allclose(model.base(*host.inputs[:4], guest=ByHand()), prompted, atol=1e-5)
