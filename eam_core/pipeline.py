@@ -119,6 +119,8 @@ class Restorer:
                 f"expected steps {self.spec.steps} and sigma_start 1 for {self.spec.name}, got {config.steps} and "
                 f"{config.sigma_start:g}; leave both out"
             )
+        if self.spec.start == "lr" and config.control_scale == 0:
+            raise ValueError(f"expected control_scale 1 for {self.spec.name}, whose weights are the base's, got 0")
         params = self.model.base.params
         limit = params.pos_embed_max_size * params.patch_size * DOWNSCALE
         if config.tile > limit:

@@ -147,6 +147,8 @@ def apply_control(model: ModelPatcher, control: Control, scale: float, start: fl
         logging.warning(f"EAM: {differing}")
     patched = model.clone()
     set_transformer(patched, control.beside.transformer, control.source, strength=1.0 if scale else 0.0)
+    if control.beside.transformer and (start, end) != (0, 1):
+        logging.warning(f"EAM: start and end have no effect: {control.source} changes weights, for the whole sampling")
     set_latent_shift(patched, control.spec.latent_shift)
     if control.spec is not SD3:
         set_native_tile(patched, control.spec)

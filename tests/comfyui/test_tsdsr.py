@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfy_host import REPO, ComfyServer, ExecutionError
+from comfy_host import REPO, ComfyServer, ExecutionError, graph_to_prompt
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -243,6 +244,25 @@ def test_latents_of_another_size_are_refused(graph: Graph) -> None:
     empty = [graph.add("EmptySD3LatentImage", width=96, height=80, batch_size=1), 0]
     with pytest.raises(ExecutionError, match=r"KSampler: expected latents of 8 x 8 .* got 12 x 10"):
         graph.latents(graph.sample_by_core(graph.apply(), latent_image=empty))
+
+
+def test_example_workflow(golden, host: ComfyServer, restorer: Restorer) -> None:
+    """Only the names of the files differ, and the VAE, which core cannot load at this size."""
+    workflow = json.loads((REPO / "example_workflows" / "tsdsr_upscale.json").read_text())
+    prompt = graph_to_prompt(workflow, host.object_info())
+    ids = {node["class_type"]: key for key, node in prompt.items()}
+    prompt[ids["LoadImage"]]["inputs"]["image"] = "tiled.png"
+    assert prompt[ids["EAM_LoadModel"]]["inputs"]["control"] == NAME
+    prompt[ids["EAM_LoadModel"]]["inputs"]["checkpoint"] = BASE
+    prompt["99"] = {"class_type": "TestGoldenVAE", "inputs": {}}
+    for kind in ("EAM_ApplyControl", "VAEDecode"):
+        prompt[ids[kind]]["inputs"]["vae"] = ["99", 0]
+    found = host.run(prompt)[ids["SaveImage"]]["images"][0]
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(host.fetch(found))))).float() / 255
+    image = golden["tiled/lr_image_uint8"].permute(2, 0, 1)[None].float() / 255
+    expected = restorer.restore(image, RestoreConfig.from_spec(TSDSR))[0].permute(1, 2, 0)
+    assert pixels.shape == expected.shape
+    assert (pixels - expected).abs().max() < PICTURE
 
 
 # Beside other patches

@@ -294,6 +294,8 @@ def test_prompts_and_steps_are_the_models_own(golden, restorer):
     for change in ({"steps": 4}, {"sigma_start": 0.5}):
         with pytest.raises(ValueError, match="expected steps 1 and sigma_start 1 for TSD-SR"):
             restored(restorer, image, **change)
+    with pytest.raises(ValueError, match="expected control_scale 1 for TSD-SR"):
+        restored(restorer, image, control_scale=0.0)
 
 
 def test_command_line_restores_and_shows_the_licence(golden, paths, restorer, tmp_path, capsys, caplog):
