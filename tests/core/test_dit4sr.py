@@ -544,6 +544,11 @@ def test_restorer_refuses_another_base_and_warns_of_a_finetuned_one(tmp_path, ti
     save_weights(tmp_path / "sd3.safetensors", MMDiT(params).state_dict())
     with pytest.raises(CheckpointError, match="qk_norm True instead of False, dual_attention_blocks 0 to 0 instead of"):
         Restorer.from_files(base=tmp_path / "sd3.safetensors", **paths)
+    save_file(
+        {key: value for key, value in host.weights.items() if is_control_key(key)}, tmp_path / "alone.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"SD3-family transformer, but alone\S* holds EAM control weights"):
+        Restorer.from_files(base=tmp_path / "alone.safetensors", **paths)
     save_file({"conditioner.embedders.1.model.x": torch.zeros(1)}, tmp_path / "sdxl.safetensors")
     with pytest.raises(CheckpointError, match=r"expected an SD3-family transformer, but sdxl\S* holds an SDXL"):
         Restorer.from_files(base=tmp_path / "sdxl.safetensors", **paths)
@@ -562,11 +567,6 @@ def test_command_line_takes_the_folder_and_settings(tmp_path, tiny, host, capsys
         "--autoencoder",
         str(tmp_path / "autoencoder.safetensors"),
     ]
-    with pytest.raises(
-        CheckpointError, match="expected an SD3-family transformer, but alone.* holds EAM control weights"
-    ):
-        save_file({k: v for k, v in host.weights.items() if is_control_key(k)}, tmp_path / "alone.safetensors")
-        Restorer.from_files(**paths | {"base": tmp_path / "alone.safetensors"})
     fast = ["--steps", "1", "--cfg", "1", "--tile", "128", "--control-setting", "key_rule=first"]
     assert main(["upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png"), *model, *fast]) == 0
     said = capsys.readouterr().err
