@@ -3,9 +3,11 @@
 Sizes come from the tensors, never from a side file.
 """
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,18 @@ from .errors import CheckpointError
 from .model.autoencoder import AutoencoderParams, PatchAutoencoder
 from .model.control import ControlParams, ControlStream
 from .model.controlnet import ControlNet, ControlNetParams
-from .model.family import FIT_FIELDS, FamilyParams
+from .model.dit4sr import MARKS as DIT4SR_MARKS
+from .model.dit4sr import DiT4SR, DiT4SRParams, is_control_key
+from .model.family import ControlFamily, FamilyParams
 from .model.image_prompt import ImagePrompt, ImagePromptParams
 from .model.layers import HEAD_DIM, TORCH, Factory, count_blocks
 from .model.mmdit import MMDiT, MMDiTParams
+from .model.tsdsr import MARKS as TSDSR_MARKS
+from .model.tsdsr import TSDSR, TSDSRParams, describe_lora
 
 Kind = Literal["mmdit", "control", "autoencoder"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ControlT = TypeVar("ControlT", bound=ControlFamily)
 ParamsT = TypeVar("ParamsT")
 
 CHECKPOINT_PREFIX = "model.diffusion_model."  # where whole SD3 checkpoints keep the MMDiT
@@ -33,6 +40,7 @@ _NAMES = {
 }
 # Key fragments of other model families, most telling first.
 _OTHER_KINDS = (
+    ("an SD3 transformer of diffusers without control weights in it", ("transformer_blocks.0.attn.add_q_proj.",)),
     ("a LoRA", (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", "lora_unet_", "lora_te")),
     ("a Flux model", ("double_blocks.", "single_blocks.", "single_transformer_blocks.")),
     ("an SDXL model", ("conditioner.embedders.1.", "add_embedding.linear_1.", "label_emb.0.0.")),
@@ -48,6 +56,9 @@ def describe(state: Mapping[str, Tensor]) -> str:
     for kind in _MARKS:
         if _holds(keys, kind):
             return _NAMES[kind]
+    lora = describe_lora(keys)
+    if lora:
+        return lora
     for name, fragments in _OTHER_KINDS:
         if any(fragment in key for key in state for fragment in fragments):
             return name
@@ -58,6 +69,8 @@ _MARKS: dict[str, tuple[set[str], ...]] = {
     "control": (
         {"lr_embedder.proj.weight", "control_blocks.0.img_out.weight"},
         {"lr_embedder.proj.weight", "controlnet_blocks.0.x_block.attn.qkv.weight", "zero_linears.0.weight"},
+        DIT4SR_MARKS,
+        TSDSR_MARKS,
     ),
     "image_prompt": ({"image_prompt.projector.1.weight", "image_prompt.prompt_blocks.0.to_out_ip.weight"},),
     "autoencoder": ({"encoder.weight", "decoder.linear.weight", "decoder.leave.weight"},),
@@ -70,7 +83,7 @@ def _holds(keys: Set[str], kind: str) -> bool:
 
 
 def require(state: Mapping[str, Tensor], kind: Kind, source: str) -> dict[str, Tensor]:
-    """Return the part of a state dict that holds the wanted kind: no checkpoint's prefix, no image prompt.
+    """Return the part of a state dict that holds the wanted kind: no checkpoint's prefix, no image prompt, no base.
 
     Raises:
         CheckpointError: it holds something else; the message says what.
@@ -87,6 +100,8 @@ def require(state: Mapping[str, Tensor], kind: Kind, source: str) -> dict[str, T
         raise CheckpointError(
             f"expected {_NAMES[kind]}, but {source} holds {describe(found)}; choose a file of the right kind"
         )
+    if kind == "control" and found.keys() >= DIT4SR_MARKS:
+        return {key: value for key, value in found.items() if is_control_key(key)}
     if kind == "control":
         return {key: value for key, value in found.items() if not key.startswith(IMAGE_PROMPT_PREFIX)}
     return found
@@ -110,8 +125,17 @@ def mmdit_params(state: Mapping[str, Tensor]) -> MMDiTParams:
     )
 
 
-def control_params(state: Mapping[str, Tensor]) -> ControlParams | ControlNetParams:
+def infer_mmdit_params(state: Mapping[str, Tensor], source: str) -> MMDiTParams:
+    """Infer the architecture as `mmdit_params` does; CheckpointError where keys or shapes do not tell it."""
+    return _infer(mmdit_params, state, source)
+
+
+def control_params(state: Mapping[str, Tensor]) -> ControlParams | ControlNetParams | DiT4SRParams | TSDSRParams:
     """Infer family and architecture of control weights from their keys and shapes."""
+    if state.keys() >= TSDSR_MARKS:
+        return TSDSRParams.from_state_dict(state)
+    if state.keys() >= DIT4SR_MARKS:
+        return DiT4SRParams.from_state_dict(state)
     family = ControlNetParams if "zero_linears.0.weight" in state else ControlParams
     return family.from_state_dict(state)
 
@@ -123,13 +147,43 @@ def build_mmdit(state: Mapping[str, Tensor], source: str, factory: Factory = TOR
     return _fill(lambda where: MMDiT(params, where), state, source, factory)
 
 
-def build_control(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> ControlStream | ControlNet:
+def build_control(
+    state: Mapping[str, Tensor], source: str, factory: Factory = TORCH
+) -> ControlStream | ControlNet | DiT4SR | TSDSR:
     """Build the control that a state dict holds, of whichever family, with its weights."""
     state = require(state, "control", source)
     params = _infer(control_params, state, source)
+    if isinstance(params, TSDSRParams):
+        return TSDSR(params)  # what it trained lies in other modules' weights
+    if isinstance(params, DiT4SRParams):
+        return _fill(lambda where: DiT4SR(params, where), state, source, factory)
     if isinstance(params, ControlNetParams):
         return _fill(lambda where: ControlNet(params, where), state, source, factory)
     return _fill(lambda where: ControlStream(params, where), state, source, factory)
+
+
+def with_settings(control: ControlT, settings: Mapping[str, Any]) -> ControlT:
+    """Return a control with other settings, of those that its family leaves open; both share their weights.
+
+    Args:
+        control: of any family.
+        settings: values by name, text as well.
+
+    Raises:
+        CheckpointError: the family has no such setting, or not with this value.
+    """
+    params: Any = control.params
+    unknown = sorted(settings.keys() - set(params.settings))
+    if unknown:
+        known = ", ".join(params.settings) or "none"
+        raise CheckpointError(f"expected settings that this control has ({known}), got {unknown[0]!r}; leave it out")
+    changed: Any = copy.copy(control)
+    try:
+        values = {name: type(getattr(params, name))(value) for name, value in settings.items()}
+        changed.params = replace(params, **values)
+    except ValueError as error:
+        raise CheckpointError(f"expected a value that the control can have: {error}") from error
+    return changed
 
 
 def build_image_prompt(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> ImagePrompt | None:
@@ -162,8 +216,11 @@ def _infer(read: Callable[[Mapping[str, Tensor]], ParamsT], state: Mapping[str, 
 
 def _fill(make: Callable[[Factory], ModuleT], state: Mapping[str, Tensor], source: str, factory: Factory) -> ModuleT:
     """Make a module without initialising it twice and give it the state's tensors."""
-    dtype = factory.dtype or next((value.dtype for value in state.values() if value.is_floating_point()), None)
-    module = make(replace(factory, dtype=dtype, device="meta"))
+    # Files may mix dtypes: the one of most numbers, unless asked for another.
+    sizes = Counter[torch.dtype]()
+    for value in state.values():
+        sizes[value.dtype] += value.numel() if value.is_floating_point() else 0
+    module = make(replace(factory, dtype=factory.dtype or sizes.most_common(1)[0][0], device="meta"))
     return _load(module, state, source, factory.device or "cpu")
 
 
@@ -187,19 +244,42 @@ def _load(module: ModuleT, state: Mapping[str, Tensor], source: str, device: tor
     return module.eval()
 
 
+# What tells the published bases apart: depth, width, qk norm.
+_PUBLISHED = {
+    (24, 1536, False): "Stable Diffusion 3 medium",
+    (24, 1536, True): "Stable Diffusion 3.5 medium",
+    (38, 2432, True): "Stable Diffusion 3.5 large",
+}
+
+
+def _said(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    # In published models these are blocks in a row.
+    return f"{value[0]} to {value[-1]}" if value else "none"
+
+
+def _published(fields: Mapping[str, Any]) -> str:
+    name = _PUBLISHED.get((fields["depth"], fields["hidden_size"], fields["qk_norm"]))
+    return f", {name}" if name else ""
+
+
 def check_pair(base: MMDiTParams, control: FamilyParams | ImagePromptParams, source: str) -> None:
     """Refuse control or image prompt weights that were trained for a base of another size.
 
     Raises:
         CheckpointError: depth, width or norm differ.
     """
-    fields = [field for field in FIT_FIELDS if hasattr(control, field)]
+    fields = control.fit_fields
     wanted, got = ({field: getattr(params, field) for field in fields} for params in (base, control))
     if wanted != got:
         changed = ", ".join(
-            f"{field} {got[field]} instead of {wanted[field]}" for field in fields if wanted[field] != got[field]
+            f"{field} {_said(got[field])} instead of {_said(wanted[field])}"
+            for field in fields
+            if wanted[field] != got[field]
         )
         raise CheckpointError(
             f"expected control weights for this base (width {base.hidden_size} = {base.hidden_size // HEAD_DIM} heads, "
             f"{base.depth} blocks), but {source} was trained for another: {changed}; choose the base it was trained on"
+            f"{_published(got)}"
         )

@@ -1,4 +1,4 @@
-"""The command line: restore a picture, or a folder of pictures, without ComfyUI; `caption` has a file of its own.
+"""The command line: restore a picture, or a folder of them, without ComfyUI; other commands have files of their own.
 
 Torch and the model are imported only once there is work to do, so that help and typing errors answer at once.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli_caption import add_caption_command
+from .cli_convert import add_convert_command
 from .errors import DiskError, EAMError, ImageError
 from .presets import EMBEDDED, SD3
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling_options(upscale.add_argument_group("sampling"))
     _add_model_options(upscale.add_argument_group("a model of your own"))
     add_caption_command(commands)
+    add_convert_command(commands)
     return parser
 
 
@@ -105,7 +107,12 @@ def _add_model_options(group: Any) -> None:
         type=Path,
         help="SD3 checkpoint (.safetensors) or diffusers transformer folder; wants --control and --autoencoder too",
     )
-    group.add_argument("--control", metavar="FILE", type=Path, help="EAM control weights trained for the base")
+    group.add_argument(
+        "--control",
+        metavar="FILE",
+        type=Path,
+        help="EAM control weights trained for the base, or file or folder of a published model (DiT4SR, TSD-SR)",
+    )
     group.add_argument(
         "--autoencoder", metavar="DIR", type=Path, help="SD3's vae folder (diffusers), or an EAM autoencoder file"
     )
@@ -117,6 +124,20 @@ def _add_model_options(group: Any) -> None:
         metavar="DIR",
         type=Path,
         help="CLIP vision tower (transformers) that the control's image prompt was trained with; without it none",
+    )
+    group.add_argument(
+        "--encoder-noise",
+        metavar="N",
+        type=float,
+        help="for models that start from the input itself (TSD-SR): 1 draws from what the encoder allows, "
+        "0 takes its mean (default 1)",
+    )
+    group.add_argument(
+        "--control-setting",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of a published control: key_rule=first or r1, conv_scale=1.2 (DiT4SR)",
     )
     group.add_argument("--prompt", metavar="TEXT", default="", help="what the picture shows")
     group.add_argument("--negative-prompt", metavar="TEXT", default="", help="what it shall not show")
@@ -201,11 +222,11 @@ def _config(args: argparse.Namespace) -> "RestoreConfig":
     if args.base is None:
         spec = EMBEDDED
     else:
-        from .pipeline import spec_of
+        from .loading import spec_of_files
 
-        spec = spec_of(args.base)
+        spec = spec_of_files(args.base, args.control)
     names = ("scale", "seed", "fidelity", "control_scale", "color_fix", "steps", "sigma_start", "tile", "overlap")
-    names += ("tile_batch", "prompt", "negative_prompt", "cfg_scale")
+    names += ("tile_batch", "prompt", "negative_prompt", "cfg_scale", "encoder_noise")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return _or_refuse(lambda: RestoreConfig.from_spec(spec, **given))
 
@@ -218,9 +239,11 @@ def _load_restorer(args: argparse.Namespace, config: "RestoreConfig") -> "Restor
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = best if args.device == "auto" else args.device
     paths = {name: getattr(args, name) or getattr(EMBEDDED, name) for name in ("base", "control", "autoencoder")}
-    restorer = Restorer.from_files(
-        **paths, text_encoders=args.text_encoders, image_encoder=args.image_encoder, device=device
-    )
+    encoders = {"text_encoders": args.text_encoders, "image_encoder": args.image_encoder}
+    settings = dict(text.split("=", 1) if "=" in text else (text, "") for text in args.control_setting)
+    restorer = Restorer.from_files(**paths, **encoders, device=device, control_settings=settings)
+    for note in restorer.model.control.params.notes:
+        _say(f"{Path(paths['control']).name}: {note}")
     _or_refuse(lambda: restorer.check(config))
     return restorer
 

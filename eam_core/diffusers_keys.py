@@ -5,7 +5,6 @@ other. Two differences go beyond names: queries, keys and values are stored apar
 scale, diffusers has them the other way round.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .model.dit4sr import is_control_key, is_dead_key
 from .weight_files import read_weights
+from .weight_sets import weight_set
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 _MARKS = {
     "pos_embed.proj.weight",
     "time_text_embed.timestep_embedder.linear_1.weight",
@@ -82,9 +82,8 @@ def to_sd3_keys(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     new: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
-        # Only the position table stands without a weight or bias of its own name.
-        name, kind = (key, "") if key in _OUTSIDE else key.rsplit(".", 1) if "." in key else (key, "")
-        target, index = _rename(name, key, source)
+        name, kind = _split(key)
+        target, index = sd3_name(name, key, source)
         if name in shift_last:
             scale, shift = value.chunk(2)
             value = torch.cat([shift, scale])
@@ -110,41 +109,43 @@ def read_transformer(path: str | Path) -> dict[str, Tensor]:
             pipeline's folder is searched for its `transformer`.
 
     Returns:
-        Tensors by key. A file in neither layout comes back as it is, for `checkpoint.build_mmdit` to refuse.
+        Tensors by key, of the base alone. A file in neither layout comes back as it is, for `checkpoint.build_mmdit`
+        to refuse.
 
     Raises:
         CheckpointError: files are missing, damaged or pickled.
     """
     path = Path(path)
+    files = weight_set(path)
+    keys = {key for file in files for key in read_weights(file, device="meta")}
     state: dict[str, Tensor] = {}
-    for file in _weight_files(path) if path.is_dir() else [path]:
-        state |= read_weights(file)
+    for file in files:
+        # A published model's file may hold its control as well, which is loaded apart.
+        state |= read_weights(file, only=_is_base_key if keys >= _MARKS else None)
     return to_sd3_keys(state, path.name) if is_diffusers_sd3(state) else state
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / "transformer").is_dir():
-        folder = folder / "transformer"
-    index = folder / f"{WEIGHTS}.index.json"
-    if not index.is_file():
-        if not (folder / WEIGHTS).is_file():
-            raise CheckpointError(
-                f"expected a diffusers transformer folder with {WEIGHTS} in it, but {folder} has none; "
-                "name the folder that holds the transformer's safetensors"
-            )
-        return [folder / WEIGHTS]
+def is_diffusers_key(key: str) -> bool:
+    """Tell whether a key is one of `SD3Transformer2DModel`'s."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        # Shards lie beside their index; only the last part of a name counts, so none can lead elsewhere.
-        return sorted(folder / Path(name).name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"expected a list of shards in {index}, but it is damaged ({error}); download it again"
-        ) from error
+        sd3_name(_split(key)[0], key, "")
+    except CheckpointError:
+        return False
+    return True
 
 
-def _rename(name: str, key: str, source: str) -> tuple[str, int | None]:
-    """Return SD3's name and, for a part of a joined tensor, its place there."""
+def _is_base_key(key: str) -> bool:
+    return not (is_control_key(key) or is_dead_key(key))
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return the module's name and "weight" or "bias"; the position table alone stands without one of them."""
+    name, _, kind = ("", "", "") if key in _OUTSIDE else key.rpartition(".")
+    return (name, kind) if name else (key, "")
+
+
+def sd3_name(name: str, key: str, source: str) -> tuple[str, int | None]:
+    """Return SD3's name of a diffusers module and, for a part of a joined tensor, its place there."""
     match = _BLOCK.match(name)
     if match:
         block, inner = f"joint_blocks.{match[1]}.", match[2]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 SigmaT = TypeVar("SigmaT", float, Tensor)
 
+SCHEDULERS = ("sgm_uniform", "normal")
 _NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -86,27 +87,36 @@ def sample_sigmas(
 
 
 def schedule(
-    num_steps: int, shift: float, sigma_start: float = 1.0, device: torch.device | str | None = None
+    num_steps: int,
+    shift: float,
+    sigma_start: float = 1.0,
+    device: torch.device | str | None = None,
+    *,
+    scheduler: str = "sgm_uniform",
 ) -> Tensor:
-    """Lay out the noise levels of a run, equal to ComfyUI's "sgm_uniform" scheduler on a flow model.
+    """Lay out the noise levels of a run, equal to ComfyUI's scheduler of the same name on a flow model.
 
     num_steps+1 times u are spaced evenly from inverse_shift(sigma_start) down to u_end, shifted, and the last sigma is
-    set to 0. u_end is ComfyUI's: its smallest training sigma, shift_sigma(1/1000), read once more as an unshifted time
-    (0.003 at shift 3). A start below 1 equals the tail of a longer full schedule that passes through sigma_start, as
-    ComfyUI's denoise setting cuts it.
+    set to 0. The scheduler "normal", SD3.5's own, spaces num_steps times over the same range and adds the 0. u_end is
+    ComfyUI's: its smallest training sigma, shift_sigma(1/1000), read once more as an unshifted time (0.003 at shift 3).
+    A start below 1 equals the tail of a longer full schedule that passes through sigma_start, as ComfyUI's denoise
+    setting cuts it.
 
     Args:
         num_steps: model calls, at least 1.
         shift: as in `shift_sigma`.
         sigma_start: first sigma, at most 1 and above the level of u_end (0.009 at shift 3).
         device: where the result lies.
+        scheduler: out of `SCHEDULERS`.
 
     Returns:
         Decreasing sigmas [num_steps+1], float32, from sigma_start to 0.
 
     Raises:
-        ValueError: num_steps or sigma_start is out of range.
+        ValueError: num_steps or sigma_start is out of range, or the scheduler is unknown.
     """
+    if scheduler not in SCHEDULERS:
+        raise ValueError(f"expected a scheduler out of {', '.join(SCHEDULERS)}, got {scheduler!r}")
     if num_steps < 1:
         raise ValueError(f"expected num_steps of at least 1, got {num_steps}; ask for one step or more")
     u_end = shift_sigma(1 / _NUM_TRAIN_TIMESTEPS, shift)
@@ -117,8 +127,9 @@ def schedule(
             "lower values from the LR latents"
         )
     u_start = shift_sigma(sigma_start, 1 / shift)
-    sigmas = shift_sigma(torch.linspace(u_start, u_end, num_steps + 1, dtype=torch.float64), shift)
-    sigmas[-1] = 0.0
+    spread = num_steps + 1 if scheduler == "sgm_uniform" else num_steps
+    sigmas = shift_sigma(torch.linspace(u_start, u_end, spread, dtype=torch.float64), shift)
+    sigmas = torch.cat([sigmas[:num_steps], torch.zeros(1, dtype=torch.float64)])
     return sigmas.to(device=device, dtype=torch.float32)
 
 

@@ -1,58 +1,33 @@
 """The whole restoration as a library: load the parts, enlarge, encode, sample over tiles, decode, fix colours."""
 
-import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import build_autoencoder, build_control, build_image_prompt, build_mmdit, check_pair
 from .color import apply_color_fix
 from .denoiser import Progress, Text, TiledDenoiser
-from .diffusers_keys import read_transformer
-from .errors import CheckpointError, EAMError
+from .errors import CheckpointError
 from .flow import schedule
 from .guidance import needs_negative
 from .images import Picture, check_size, resize
+from .loading import TextEncoder, load_parts
 from .model.autoencoder import DOWNSCALE, Autoencoder, scale_latents, unscale_latents
-from .model.layers import Factory
+from .model.family import NO_STRENGTH
 from .model.psi_dit import PsiDiT
-from .presets import EMBEDDED, NUM_NULL_TOKENS, SD3, Spec
+from .presets import EMBEDDED, Spec
 from .restore_config import RestoreConfig
-from .sampling import get_sampler, initial_latents, make_noise
+from .sampling import get_sampler, make_noise
+from .start import crop_canvas, encode_posterior, first_latents, make_canvas, result_size, scale_posterior
 from .tiling import tiled_map
 from .vision import VisionTower, fitting_tower
-from .weight_files import read_metadata, read_weights
 
 # Pixels; the autoencoder needs far less memory per pixel than the transformer, and its seams show sooner.
 AUTOENCODER_TILE, AUTOENCODER_OVERLAP = 1024, 128
-
-
-class TextEncoder(Protocol):
-    """What restoring needs of text encoders."""
-
-    def encode(self, prompts: list[str]) -> list[Text]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class NullText:
-    """Stand in for text encoders: zero tokens for any prompt."""
-
-    num_tokens: int
-    context_size: int
-    pooled_size: int
-
-    def encode(self, prompts: list[str]) -> list[Text]:
-        """Return zeros, and warn when there was something to encode."""
-        if any(prompts):
-            warnings.warn("the prompt has no effect: no text encoders are loaded", stacklevel=2)
-        return [Text(torch.zeros(1, self.num_tokens, self.context_size), torch.zeros(1, self.pooled_size))] * len(
-            prompts
-        )
 
 
 class Restorer:
@@ -101,57 +76,51 @@ class Restorer:
         image_encoder: str | Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        control_settings: Mapping[str, Any] | None = None,
     ) -> "Restorer":
         """Load a model from weight files on this machine; nothing is downloaded or unpickled.
 
         Args:
             base: safetensors file of an SD3 transformer or whole checkpoint, or a diffusers folder.
-            control: safetensors file of EAM control weights, trained for this base.
+            control: safetensors file of EAM control weights, trained for this base, or the file, index of shards or
+                folder of a published model; what lies beside the file is read where it belongs to it.
             autoencoder: diffusers folder of SD3's autoencoder, or a safetensors file of an EAM autoencoder.
             text_encoders: folder of an SD3 pipeline in diffusers' layout; None runs without text.
             image_encoder: transformers folder of the CLIP vision tower that the control's image prompt was trained
                 with; None runs without image prompt.
             device: "cpu", "cuda", ...
             dtype: of base and control; float32 on the CPU and for text-free bases, else bfloat16.
+            control_settings: other values of what the control leaves open, see `checkpoint.with_settings`.
 
         Raises:
             CheckpointError: a file is not what it should be, or they do not belong together.
             EAMError: the device is missing, or a package that SD3's parts need.
         """
-        _check_device(device)
-        spec = spec_of(base)
-        if dtype is None:
-            dtype = torch.float32 if spec is EMBEDDED or device == "cpu" else torch.bfloat16
-        factory = Factory(dtype=dtype, device=device)
-        # The small file first, so that a wrong one is refused before gigabytes are read.
-        source, weights = Path(control).name, read_weights(control)
-        stream, prompt = build_control(weights, source, factory), build_image_prompt(weights, source, factory)
-        mmdit = build_mmdit(read_transformer(base), Path(base).name, factory)
-        for part in (stream, prompt) if prompt else (stream,):
-            check_pair(mmdit.params, part.params, source)
-        text: TextEncoder = NullText(
-            num_tokens=spec.num_null_tokens,
-            context_size=mmdit.params.context_size,
-            pooled_size=mmdit.params.pooled_size,
+        parts = load_parts(
+            base=base,
+            control=control,
+            autoencoder=autoencoder,
+            text_encoders=text_encoders,
+            image_encoder=image_encoder,
+            device=device,
+            dtype=dtype,
+            control_settings=control_settings or {},
         )
-        if text_encoders is not None:
-            from .sd3 import SD3TextEncoder
-
-            text = SD3TextEncoder(text_encoders, context_size=mmdit.params.context_size, device=device)
-        return cls(
-            model=PsiDiT(mmdit, stream, prompt),
-            autoencoder=_autoencoder(autoencoder, device),
-            text=text,
-            image_encoder=None if image_encoder is None else VisionTower(image_encoder),
-            spec=spec,
-        )
+        return cls(**parts)
 
     def check(self, config: RestoreConfig) -> None:
         """Refuse settings that this model cannot serve.
 
         Raises:
-            ValueError: a tile is larger than the base's position table.
+            ValueError: a tile is larger than the base's position table, or the model's start leaves no choice of steps.
         """
+        if self.spec.start == "lr" and (config.steps, config.sigma_start) != (self.spec.steps, 1.0):
+            raise ValueError(
+                f"expected steps {self.spec.steps} and sigma_start 1 for {self.spec.name}, got {config.steps} and "
+                f"{config.sigma_start:g}; leave both out"
+            )
+        if self.spec.start == "lr" and config.control_scale == 0:
+            raise ValueError(f"expected control_scale 1 for {self.spec.name}, whose weights are the base's, got 0")
         params = self.model.base.params
         limit = params.pos_embed_max_size * params.patch_size * DOWNSCALE
         if config.tile > limit:
@@ -176,21 +145,22 @@ class Restorer:
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"expected images [B, 3, H, W], got {tuple(image.shape)}; pass RGB in BCHW order")
         self.check(config)
+        if not self.model.control.has_strength and config.control_scale not in (0.0, 1.0):
+            warnings.warn(NO_STRENGTH, stacklevel=2)
         height, width = image.shape[-2:]
         check_size(height, width, config.scale)
-        enlarged = resize(
-            image.float().cpu(), (latent_aligned(height, config.scale), latent_aligned(width, config.scale))
-        )
-        lr_latents = self.encode(enlarged)
+        canvas = make_canvas(image.float().cpu(), config.scale, self.spec)
+        lr_latents, spread = self.encode_start(canvas)
         noise = make_noise(tuple(lr_latents.shape), config.seed).to(self.device)
         # On the CPU, once per picture, so that the transformer has the device's memory for itself.
         tokens = self.image_encoder.encode(image.float().cpu()) if self.image_encoder else None
         denoiser = TiledDenoiser(self.model, lr_latents, *self._texts(config), config, on_progress, tokens)
-        sigmas = schedule(config.steps, config.shift, config.sigma_start)
-        start = initial_latents(noise, lr_latents, config.sigma_start)
+        sigmas = schedule(config.steps, config.shift, config.sigma_start, scheduler=config.scheduler)
+        start = first_latents(lr_latents, spread, noise, config)
         latents = get_sampler(config.sampler)(denoiser, start, sigmas, None)
-        restored = apply_color_fix(self.decode(latents), enlarged, config.color_fix)
-        size = (round(height * config.scale), round(width * config.scale))
+        restored, enlarged = crop_canvas(self.decode(latents), canvas, image.float().cpu(), config.scale, self.spec)
+        restored = apply_color_fix(restored, enlarged, config.color_fix)
+        size = result_size(image, config.scale)
         return restored if restored.shape[-2:] == size else resize(restored, size)
 
     def restore_picture(self, picture: Picture, config: RestoreConfig, on_progress: Progress | None = None) -> Picture:
@@ -202,21 +172,31 @@ class Restorer:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return latents [B, C, H/8, W/8] as the network takes them, of degraded images [B, 3, H, W] in [0, 1]."""
-        raw = tiled_map(
-            lambda tiles: self.autoencoder.encode_degraded(tiles.to(self.device) * 2 - 1),
+        return scale_latents(self._encoded(self.autoencoder.encode_degraded, images), self.spec.latent_shift)
+
+    @torch.no_grad()
+    def encode_start(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return `encode`'s latents and, for a model that starts from them, their standard deviation."""
+        if self.spec.start == "noise":
+            return self.encode(images), None
+        both = self._encoded(lambda tiles: encode_posterior(self.autoencoder, tiles), images)
+        return scale_posterior(both, self.spec)
+
+    def _encoded(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        return tiled_map(
+            lambda tiles: encode(tiles.to(self.device) * 2 - 1),
             images,
             tile=AUTOENCODER_TILE,
             overlap=AUTOENCODER_OVERLAP,
             scale=Fraction(1, DOWNSCALE),
-        )
-        return scale_latents(raw.float())
+        ).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, 8H, 8W] in [0, 1], on the CPU, of latents as the network takes them."""
         decoded = tiled_map(
             lambda tiles: self.autoencoder.decode(tiles).float().cpu(),
-            unscale_latents(latents),
+            unscale_latents(latents, self.spec.latent_shift),
             tile=AUTOENCODER_TILE // DOWNSCALE,
             overlap=AUTOENCODER_OVERLAP // DOWNSCALE,
             scale=DOWNSCALE,
@@ -232,39 +212,3 @@ class Restorer:
         if needs_negative(config.cfg_scale):
             warnings.warn("cfg_scale has no effect: prompt and negative prompt are the same to the model", stacklevel=3)
         return positive, None
-
-
-def latent_aligned(side: int, scale: float) -> int:
-    """Return the side in pixels at which a picture is restored: side * scale, rounded to a whole latent."""
-    return round(side * scale / DOWNSCALE) * DOWNSCALE
-
-
-def spec_of(base: str | Path) -> Spec:
-    """Tell which family's defaults a base wants: those of the embedded one when it was trained without text.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    if base == EMBEDDED.base:
-        return EMBEDDED
-    metadata = {} if Path(base).is_dir() else read_metadata(base)
-    try:
-        training = json.loads(metadata.get("training", "{}"))
-    except ValueError:  # somebody else's note under the same name
-        training = {}
-    return EMBEDDED if NUM_NULL_TOKENS in training else SD3
-
-
-def _autoencoder(path: str | Path, device: str) -> Autoencoder:
-    if Path(path).is_dir():
-        from .sd3 import SD3Autoencoder
-
-        return SD3Autoencoder(path, device=device)
-    return build_autoencoder(read_weights(path), Path(path).name).float().to(device)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EAMError(f"expected a device that torch can use, got {device!r}; use cpu") from error

@@ -8,7 +8,7 @@ from .color import COLOR_FIXES, ColorFix
 from .flow import schedule
 from .images import check_scale
 from .model.autoencoder import DOWNSCALE
-from .presets import EMBEDDED, Spec
+from .presets import EMBEDDED, Spec, fitting_overlap
 from .sampling import get_sampler
 from .tiling import TileGrid
 
@@ -22,6 +22,7 @@ class RestoreConfig:
         steps: model calls per tile.
         seed: of the noise, in [0, 2^64).
         sampler: name in `sampling.SAMPLERS`.
+        scheduler: name in `flow.SCHEDULERS`.
         shift: of the schedule.
         sigma_start: in (0, 1]; 1 starts from pure noise, lower values from the LR latents.
         cfg_scale: classifier-free guidance at sigma 1; 1 is off.
@@ -32,6 +33,8 @@ class RestoreConfig:
         tile: side of a tile in output pixels, a multiple of 16.
         overlap: least overlap of tiles in output pixels.
         tile_batch: tiles per model call; more is faster on a GPU and takes more memory.
+        encoder_noise: for models that start from the LR latents: share of the autoencoder's own spread that is drawn
+            around its mean, in [0, 1].
         color_fix: name in `color.COLOR_FIXES`.
         prompt, negative_prompt: text, for models that know text.
     """
@@ -40,6 +43,7 @@ class RestoreConfig:
     steps: int = EMBEDDED.steps
     seed: int = 0
     sampler: str = EMBEDDED.sampler
+    scheduler: str = EMBEDDED.scheduler
     shift: float = EMBEDDED.shift
     sigma_start: float = EMBEDDED.sigma_start
     cfg_scale: float = EMBEDDED.cfg_scale
@@ -51,6 +55,7 @@ class RestoreConfig:
     tile: int = EMBEDDED.tile
     overlap: int = EMBEDDED.overlap
     tile_batch: int = 1
+    encoder_noise: float = 1.0
     color_fix: ColorFix = EMBEDDED.color_fix  # type: ignore[assignment]
     prompt: str = ""
     negative_prompt: str = ""
@@ -58,7 +63,7 @@ class RestoreConfig:
     def __post_init__(self) -> None:
         check_scale(self.scale)
         get_sampler(self.sampler)
-        schedule(self.steps, self.shift, self.sigma_start)
+        schedule(self.steps, self.shift, self.sigma_start, scheduler=self.scheduler)
         if self.tile % (2 * DOWNSCALE):
             raise ValueError(f"expected a tile that is a multiple of {2 * DOWNSCALE} pixels, got {self.tile}; use 256")
         if not 0 <= self.overlap <= self.tile - 2 * DOWNSCALE:
@@ -73,6 +78,8 @@ class RestoreConfig:
             raise ValueError(f"expected a seed in [0, 2^64), got {self.seed}; use e.g. 0")
         if not 0 <= self.fidelity <= 1:
             raise ValueError(f"expected fidelity in [0, 1], got {self.fidelity}; 0 leaves the model free")
+        if not 0 <= self.encoder_noise <= 1:
+            raise ValueError(f"expected encoder_noise in [0, 1], got {self.encoder_noise}; 0 takes the encoder's mean")
         if not 0 <= self.control_start < self.control_end <= 1:
             got = f"{self.control_start} and {self.control_end}"
             raise ValueError(f"expected 0 <= control_start < control_end <= 1, got {got}; use 0 and 1")
@@ -87,12 +94,12 @@ class RestoreConfig:
     def from_spec(cls, spec: Spec, **changes: Any) -> "RestoreConfig":
         """Take a model family's sampling defaults; `changes` name other fields or override them.
 
-        A smaller tile shrinks the family's overlap to a quarter of it, unless `changes` has an overlap too.
+        A smaller tile shrinks the family's overlap too, unless `changes` has an overlap.
         """
         shared = {field.name for field in fields(cls)} & {field.name for field in fields(spec)}
         settings = {name: getattr(spec, name) for name in shared} | changes
         if "overlap" not in changes:
-            settings["overlap"] = min(spec.overlap, settings["tile"] // 4)
+            settings["overlap"] = fitting_overlap(settings["tile"], spec.tile, spec.overlap)
         return cls(**settings)
 
     def latent_grid(self, height: int, width: int) -> TileGrid:

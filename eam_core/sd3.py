@@ -6,6 +6,7 @@ or run from a model's folder.
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .denoiser import Text
 from .errors import CheckpointError
+from .lora import LowRank, merge
 from .model.autoencoder import SD3_SCALE, SD3_SHIFT
 from .pretrained import import_package, load_pretrained
 
@@ -26,12 +28,18 @@ _WEIGHTS = {"local_files_only": True, "use_safetensors": True}
 class SD3Autoencoder(nn.Module):
     """Diffusers' `AutoencoderKL` as an `Autoencoder`: encodes to the mode, raw latents without scaling."""
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu"):
+    def __init__(self, folder: str | Path, *, device: str = "cpu", encoder_changes: Sequence[LowRank] = ()):
         """Load from a diffusers folder; a pipeline's folder is searched for its `vae`.
+
+        Args:
+            folder: the folder.
+            device: "cpu", "cuda", ...
+            encoder_changes: what to add to the encoder's weights.
 
         Raises:
             EAMError: diffusers is not installed.
-            CheckpointError: the folder holds something else, or an autoencoder with another scaling.
+            CheckpointError: the folder holds something else, an autoencoder with another scaling, or one that the
+                changes do not fit.
         """
         super().__init__()
         folder = Path(folder)
@@ -48,6 +56,11 @@ class SD3Autoencoder(nn.Module):
                 f"{got[0]}, shift {got[1]}; choose the vae folder of an SD3 model"
             )
 
+        if encoder_changes:
+            # Diffusers' own names: those of SD3's layout are only for hosts that have it.
+            changes = [replace(change, key=f"{change.module}.weight") for change in encoder_changes]
+            self.vae.load_state_dict(merge(self.vae.state_dict(), changes, "vae.safetensors"))
+
     def encode(self, images: Tensor) -> Tensor:
         """Return raw latents [B, 16, H / 8, W / 8] of images [B, 3, H, W] in [-1, 1]."""
         return self.vae.encode(images).latent_dist.mode()
@@ -55,6 +68,11 @@ class SD3Autoencoder(nn.Module):
     def encode_degraded(self, images: Tensor) -> Tensor:
         """Return raw latents of degraded images as they are: cleaning is the control's work here."""
         return self.encode(images)
+
+    def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the raw latents of images, each as from `encode`."""
+        posterior = self.vae.encode(images).latent_dist
+        return posterior.mean, posterior.std
 
     def decode(self, raw: Tensor) -> Tensor:
         """Return images [B, 3, 8H, 8W], about in [-1, 1], from raw latents."""

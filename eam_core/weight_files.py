@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from torch import Tensor
 from .errors import CheckpointError, DiskError
 
 
-def read_weights(path: str | Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file.
+def read_weights(
+    path: str | Path, *, device: str = "cpu", only: Callable[[str], bool] | None = None, rows: int | None = None
+) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file.
 
     Args:
         path: the file.
         device: where the tensors go; "meta" gives shapes and dtypes without reading the data.
+        only: tells by its key whether a tensor is wanted; the others are not read. All are when None.
+        rows: how many rows of each tensor to read; all when None.
 
     Returns:
         Tensors by key.
@@ -30,9 +34,10 @@ def read_weights(path: str | Path, *, device: str = "cpu") -> dict[str, Tensor]:
         CheckpointError: missing, a folder, pickled, damaged, truncated or not safetensors.
     """
     with _opened(Path(path), "cpu" if device == "meta" else device) as file:
+        keys = [key for key in file.keys() if only is None or only(key)]  # noqa: SIM118 (not a dict)
         if device == "meta":
-            return {key: _meta(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {key: _meta(file.get_slice(key)) for key in keys}
+        return {key: file.get_tensor(key) if rows is None else file.get_slice(key)[:rows] for key in keys}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -8,6 +8,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .captions import LoadCaptioner, SubjectCaption
 from .control import ApplyControl
+from .control_prompt import ControlPrompt
+from .control_settings import ControlSettings
 from .image_prompt import ImagePrompt
 from .images import ColorFix, Compare, Degrade
 from .load import LoadModel
@@ -22,6 +24,8 @@ class EAMExtension(ComfyExtension):
         """List the nodes in the order of a graph."""
         return [
             LoadModel,
+            ControlPrompt,
+            ControlSettings,
             ApplyControl,
             ImagePrompt,
             LoadCaptioner,

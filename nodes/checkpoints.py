@@ -7,9 +7,11 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 
 from ..eam_core.checkpoint import check_pair, control_params, require
+from ..eam_core.control_files import read_control
 from ..eam_core.errors import CheckpointError
 from ..eam_core.presets import EMBEDDED
 from ..eam_core.weight_files import read_weights
+from .control_choices import control_choices, file_of
 from .embedded import load_embedded
 from .patcher import base_params
 from .types import AUTO, EMBEDDED_CHOICE
@@ -39,7 +41,7 @@ def control_path(choice: str, checkpoint: str, model: ModelPatcher) -> Path:
         assert EMBEDDED.control
         return EMBEDDED.control
     if choice == AUTO:
-        fitting = [name for name in folder_paths.get_filename_list("model_patches") if fits(name, model)]
+        fitting = [name for name in control_choices() if fits(name, model)]
         if len(fitting) != 1:
             todo = "choose one of them" if fitting else "put control weights trained for this base there"
             found = ", ".join(fitting) or "none"
@@ -47,15 +49,14 @@ def control_path(choice: str, checkpoint: str, model: ModelPatcher) -> Path:
                 f"expected one file of control weights for {checkpoint} in models/model_patches, found {found}; {todo}"
             )
         choice = fitting[0]
-    return Path(folder_paths.get_full_path_or_raise("model_patches", choice))
+    return file_of(choice)
 
 
 def fits(name: str, model: ModelPatcher) -> bool:
-    """Tell whether a file of models/model_patches holds control weights for a base of this size."""
-    path = folder_paths.get_full_path_or_raise("model_patches", name)
+    """Tell whether an entry of models/model_patches holds control weights for a base of this size."""
     try:
-        state = require(read_weights(path, device="meta"), "control", name)
-        check_pair(base_params(model), control_params(state), name)
+        file = read_control(file_of(name), device="meta")
+        check_pair(base_params(model), control_params(file.tensors), name)
     except CheckpointError:
         return False
     return True

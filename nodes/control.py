@@ -42,6 +42,16 @@ class ApplyControl(io.ComfyNode):
                 ),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Control sets in here."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Control stops here."),
+                io.Float.Input(
+                    "encoder_noise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="For controls that start from the image itself (TSD-SR): 1 draws from what the VAE allows, "
+                    "with the sampler's seed; 0 takes its mean.",
+                ),
             ],
             outputs=[
                 io.Model.Output(),
@@ -64,12 +74,15 @@ class ApplyControl(io.ComfyNode):
         control_scale: float,
         start: float,
         end: float,
+        encoder_noise: float = 1.0,
     ) -> io.NodeOutput:
         """Check what fits first: encoding takes time."""
-        from .conditioning import encode, enlarge, with_lr
+        from .conditioning import encode_start, enlarge, with_lr
         from .patcher import apply_control
+        from .weight_patches import set_start
 
         patched = apply_control(model, control, control_scale, start, end)
-        latents = encode(vae, enlarge(to_core(image), scale), control.params.in_channels)
-        lr = model.model.process_latent_in(latents)
+        latents, spread = encode_start(vae, enlarge(to_core(image), scale, control.spec), control)
+        set_start(patched, control.spec, latents, None if spread is None else encoder_noise * spread)
+        lr = patched.get_model_object("latent_format").process_in(latents)
         return io.NodeOutput(patched, with_lr(positive, lr), with_lr(negative, lr), {"samples": latents})

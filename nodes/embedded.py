@@ -32,7 +32,7 @@ def load_embedded() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     model = comfy.sd.load_diffusion_model_state_dict(state)
     model.model.model_sampling.set_parameters(shift=EMBEDDED.shift)
     model.model.latent_format = EmbeddedLatentFormat(autoencoder)
-    set_native_tile(model, EMBEDDED.tile)
+    set_native_tile(model, EMBEDDED)
 
     target = ClipTarget(NullTokenizer, NullTextEncoder)
     shape = (1, EMBEDDED.num_null_tokens, params.context_size)

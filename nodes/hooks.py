@@ -5,19 +5,27 @@ leaves a run in a copy of transformer_options. A replace patch on each block run
 stays on these objects, as passes of several conditionings interleave.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
+import comfy.ldm.modules.diffusionmodules.mmdit as host_mmdit
 import comfy.model_base
 import comfy.model_management
+import comfy.ops
 from comfy.conds import CONDRegular
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..eam_core.guidance import control_scale_at
-from ..eam_core.model.mmdit import Guest, GuestChain
+from ..eam_core.model.family import ControlFamily
+from ..eam_core.model.mmdit import Guest, GuestChain, Host
 
 LR_COND = "eam_lr"
 IMAGE_COND = "eam_image"
+
+ArgsBlock = Callable[[dict[str, Any]], dict[str, Tensor]]
+"""A block as core's replace patches call it: {img, txt, vec, transformer_options} to {img, txt}."""
 
 
 class Shared:
@@ -31,10 +39,12 @@ class Hook(Shared):
     """Start a run of one module for each forward pass (APPLY_MODEL).
 
     A block has at most one hook of each kind; those of lower `rank` stand nearer to it, whatever the order of nodes.
+    Where one `replaces_block`, its run takes the block's own place, inside of everything else.
     """
 
     cond: str
     rank: int
+    replaces_block = False
 
     def __init__(self, patcher: ModelPatcher, scale: float, start: float, end: float):
         """Keep the module's patcher, its strength, and the fractions of the sampling between which it acts."""
@@ -60,11 +70,11 @@ class Hook(Shared):
         if given is not None and scale != 0:
             dtype = base.manual_cast_dtype or base.get_dtype()
             given = comfy.model_management.cast_to_device(given, x.device, dtype)
-            options = {**options, self: self.run(base, x, given, scale)}
+            options = {**options, self: self.run(base, x, given, scale, options)}
         return executor(x, sigma, c_concat, context, control, options, **conds)
 
-    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float) -> Guest:
-        """Start the run for noisy latents x [B, C, H, W]."""
+    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float, options: dict[Any, Any]) -> Guest:
+        """Start the run for noisy latents x [B, C, H, W] with the pass's transformer_options."""
         raise NotImplementedError
 
 
@@ -73,7 +83,12 @@ class ControlHook(Hook):
 
     cond, rank = LR_COND, 1
 
-    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float) -> Guest:
+    def __init__(self, patcher: ModelPatcher, control: ControlFamily, scale: float, start: float, end: float):
+        """Keep the control, which shares its weights with the patcher's model, and what `Hook` keeps."""
+        super().__init__(patcher, scale, start, end)
+        self.control, self.replaces_block = control, control.replaces_block
+
+    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float, options: dict[Any, Any]) -> Guest:
         """Start from LR latents of the size of x."""
         check_lr_size(given, x)
         size = tuple(x.shape[-2:])
@@ -84,8 +99,7 @@ class ControlHook(Hook):
                 f"expected latents of at most {limit} x {limit} in one piece, got {size[1]} x {size[0]}; "
                 "use EAM_TiledSampler with smaller tiles"
             )
-        stream = self.patcher.model
-        return stream.run(stream.embed(given, network.cropped_pos_embed(size, device=x.device)), scale)
+        return self.control.start(given, offer(network, size, given, options), control_scale=scale)
 
 
 class ImagePromptHook(Hook):
@@ -93,10 +107,36 @@ class ImagePromptHook(Hook):
 
     cond, rank = IMAGE_COND, 0
 
-    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float) -> Guest:
+    def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float, options: dict[Any, Any]) -> Guest:
         """Start from tokens [B, T, image_size]."""
         prompt = self.patcher.model
         return prompt.run(prompt.embed(given), scale)
+
+
+def offer(network: host_mmdit.MMDiT, size: tuple[int, int], like: Tensor, options: dict[Any, Any]) -> Host:
+    """Offer ComfyUI's network to a guest for latents of `size`; everything is computed by the network's own layers.
+
+    Args:
+        network: of a MODEL, whatever loads, casts or patches its weights.
+        size: height and width of the latents.
+        like: has the device and dtype that the network runs in.
+        options: transformer_options of this pass.
+    """
+    patch = network.patch_size
+    positions = network.cropped_pos_embed(size, device=like.device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Looked up at each call: other packs replace it there.
+        attention = host_mmdit.optimized_attention
+        return attention(q, k, v, heads=q.shape[1], skip_reshape=True, transformer_options=options)
+
+    return Host(
+        grid=(-(-size[0] // patch), -(-size[1] // patch)),
+        positions=comfy.ops.cast_to_input(positions, like),
+        x_embedder=network.x_embedder,
+        blocks=network.joint_blocks,
+        attend=attend,
+    )
 
 
 class AddCond(Shared):
@@ -121,6 +161,7 @@ class BlockPatch(Shared):
     def __init__(self, hooks: tuple[Hook, ...], index: int, previous: Any):
         """Keep the hooks, the first nearest to block `index`, and an earlier patch of somebody else's."""
         self.hooks, self.index, self.previous = hooks, index, previous
+        self.told = False
 
     @classmethod
     def adding(cls, hook: Hook, index: int, previous: Any) -> "BlockPatch":
@@ -133,17 +174,44 @@ class BlockPatch(Shared):
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
         """Take and return img and txt as core's replace patches do."""
         options = args["transformer_options"]
-        runs = [options[hook] for hook in self.hooks if hook in options]
-        inner = (lambda changed: self.previous(changed, extra)) if self.previous else extra["original_block"]
-        if not runs:
-            return inner(args)
+        active = [hook for hook in self.hooks if hook in options]
+        inside = [options[hook] for hook in active if hook.replaces_block]
+        around = [options[hook] for hook in active if not hook.replaces_block]
+        original = extra["original_block"]
+        if inside:
+            original = self._within(inside, original)
+        if self.previous:
+            original = self._previous(original, extra)
+        return self._within(around, original)(args) if around else original(args)
 
-        def block(img: Tensor, txt: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
-            out = inner({**args, "img": img, "txt": txt, "vec": vec})
-            return out["img"], out["txt"]
+    def _within(self, runs: list[Guest], inner: ArgsBlock) -> ArgsBlock:
+        """Put runs around a block as core calls it."""
 
-        img, txt = GuestChain(runs).run_block(self.index, args["img"], args["txt"], args["vec"], block)
-        return {"img": img, "txt": txt}
+        def call(args: dict[str, Any]) -> dict[str, Tensor]:
+            def block(img: Tensor, txt: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+                out = inner({**args, "img": img, "txt": txt, "vec": vec})
+                return out["img"], out["txt"]
+
+            img, txt = GuestChain(runs).run_block(self.index, args["img"], args["txt"], args["vec"], block)
+            return {"img": img, "txt": txt}
+
+        return call
+
+    def _previous(self, inner: ArgsBlock, extra: dict[str, Any]) -> ArgsBlock:
+        """Put the earlier patch around a block; say so once if it leaves out a control that stands inside of it."""
+
+        def call(args: dict[str, Any]) -> dict[str, Tensor]:
+            called = []
+            out = self.previous(args, {**extra, "original_block": lambda changed: called.append(1) or inner(changed)})
+            if not called and not self.told and inner is not extra["original_block"]:
+                logging.warning(
+                    f"EAM: another node's patch computes or skips block {self.index} by itself, so the control has "
+                    "no part in that block"
+                )
+                self.told = True
+            return out
+
+        return call
 
     def models(self) -> list[ModelPatcher]:
         """Name the models that core must load along with the base."""

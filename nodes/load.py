@@ -3,6 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
+from .control_choices import control_choices
 from .types import AUTO, CATEGORY, EMBEDDED_CHOICE, ControlType
 
 
@@ -28,10 +29,11 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "control",
-                    options=[AUTO, *folder_paths.get_filename_list("model_patches")],
+                    options=[AUTO, *control_choices()],
                     default=AUTO,
-                    tooltip="From models/model_patches. auto: the embedded one for the embedded model, else the one "
-                    "file that fits the checkpoint.",
+                    tooltip="From models/model_patches: EAM control weights, or a published model such as DiT4SR's "
+                    "transformer folder. auto: the embedded one for the embedded model, else the one that fits the "
+                    "checkpoint.",
                 ),
             ],
             outputs=[

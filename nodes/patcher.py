@@ -4,7 +4,7 @@ What the hooks do in a forward pass stands in hooks.py.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..eam_core.checkpoint import build_control, build_image_prompt, check_pair
+from ..eam_core.checkpoint import build_control, build_image_prompt, check_pair, with_settings
+from ..eam_core.companions import Companions, read_companions
+from ..eam_core.control_files import ControlFile, differing_base, read_control
 from ..eam_core.errors import CheckpointError
-from ..eam_core.model.family import FamilyParams
+from ..eam_core.model.family import NO_STRENGTH, ControlFamily, FamilyParams
 from ..eam_core.model.layers import Factory
 from ..eam_core.model.mmdit import MMDiTParams
-from ..eam_core.presets import SD3
-from ..eam_core.weight_files import read_weights
+from ..eam_core.presets import SD3, SPECS, Spec
 from .hooks import IMAGE_COND, LR_COND, AddCond, BlockPatch, ControlHook, Hook, ImagePromptHook
+from .weight_patches import set_latent_shift, set_transformer
 
 _CONTROL_KEY, _IMAGE_KEY = "eam_control", "eam_image_prompt"
 _TILE = "eam_tile"
@@ -35,9 +37,21 @@ class Control:
     """What travels between nodes as EAM_CONTROL: a control of any family under ComfyUI's memory management."""
 
     patcher: ModelPatcher
+    module: ControlFamily
     params: FamilyParams
-    source: str
+    file: ControlFile
     image_prompt: ModelPatcher | None = None
+    beside: Companions = field(default_factory=Companions)
+
+    @property
+    def spec(self) -> Spec:
+        """The settings that it is sampled with."""
+        return SPECS[self.params.preset]
+
+    @property
+    def source(self) -> str:
+        """What to call it in messages."""
+        return self.file.source
 
 
 def managed(module: nn.Module, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
@@ -46,25 +60,33 @@ def managed(module: nn.Module, load_device: torch.device, offload_device: torch.
 
 
 def load_control(path: Path) -> Control:
-    """Read control weights into a module of ComfyUI's casting layers, on the offload device.
+    """Read control weights, see `read_control`, into a module of ComfyUI's casting layers, on the offload device.
 
     Raises:
         CheckpointError: the file holds something else or is damaged.
     """
-    state = read_weights(path)
+    file = read_control(path)
+    state, source = file.tensors, file.source
     management = comfy.model_management
     dtype = management.unet_dtype(
         model_params=sum(value.numel() for value in state.values()), weight_dtype=comfy.utils.weight_dtype(state)
     )
     offload_device = management.unet_offload_device()
     factory = Factory(operations=comfy.ops.manual_cast, dtype=dtype, device=offload_device)
-    module, prompt = build_control(state, path.name, factory), build_image_prompt(state, path.name, factory)
+    module, prompt = build_control(state, source, factory), build_image_prompt(state, source, factory)
+    beside = read_companions(path, state, module.params)
+    for note in module.params.notes:
+        logging.info(f"EAM: {source}: {note}")
+    for warning in file.warnings:
+        logging.warning(f"EAM: {warning}")
     devices = (management.get_torch_device(), offload_device)
     return Control(
         patcher=managed(module, *devices),
+        module=module,
         params=module.params,
-        source=path.name,
+        file=replace(file, tensors={}),  # the module has them
         image_prompt=None if prompt is None else managed(prompt, *devices),
+        beside=beside,
     )
 
 
@@ -86,17 +108,20 @@ def base_params(model: ModelPatcher) -> MMDiTParams:
         in_channels=network.in_channels,
         patch_size=network.patch_size,
         qk_norm=not isinstance(network.joint_blocks[0].x_block.attn.ln_q, nn.Identity),
+        dual_attention_blocks=tuple(
+            index for index, block in enumerate(network.joint_blocks) if block.x_block.x_block_self_attn
+        ),
     )
 
 
-def set_native_tile(model: ModelPatcher, pixels: int) -> None:
-    """Note the tile size a base was trained for."""
-    model.set_attachments(_TILE, pixels)
+def set_native_tile(model: ModelPatcher, spec: Spec) -> None:
+    """Note the tiles that a base or its control was trained for."""
+    model.set_attachments(_TILE, (spec.tile, spec.overlap))
 
 
-def native_tile(model: ModelPatcher) -> int:
-    """Return the tile size a base was trained for, in pixels."""
-    return model.get_attachment(_TILE) or SD3.tile
+def native_tile(model: ModelPatcher) -> tuple[int, int]:
+    """Return size and overlap of the tiles that a MODEL was trained for, in pixels."""
+    return model.get_attachment(_TILE) or (SD3.tile, SD3.overlap)
 
 
 def apply_control(model: ModelPatcher, control: Control, scale: float, start: float, end: float) -> ModelPatcher:
@@ -115,13 +140,44 @@ def apply_control(model: ModelPatcher, control: Control, scale: float, start: fl
     check_pair(base_params(model), control.params, control.source)
     if scale == 0 or start >= end:
         logging.warning(f"EAM: the control does nothing at control_scale {scale:g} from {start:g} to {end:g}")
+    if not control.module.has_strength and scale not in (0, 1):
+        logging.warning(f"EAM: {NO_STRENGTH}")
+    differing = differing_base(control.file, lambda key: _own_weight(model, key))
+    if differing:
+        logging.warning(f"EAM: {differing}")
     patched = model.clone()
-    _add_hook(patched, ControlHook(control.patcher, scale, start, end), _CONTROL_KEY)
+    set_transformer(patched, control.beside.transformer, control.source, strength=1.0 if scale else 0.0)
+    if control.beside.transformer and (start, end) != (0, 1):
+        logging.warning(f"EAM: start and end have no effect: {control.source} changes weights, for the whole sampling")
+    set_latent_shift(patched, control.spec.latent_shift)
+    if control.spec is not SD3:
+        set_native_tile(patched, control.spec)
+    _add_hook(patched, ControlHook(control.patcher, control.module, scale, start, end), _CONTROL_KEY)
     _replace_wrapper(patched, WrappersMP.PREPARE_SAMPLING, _CONTROL_KEY, _count_lr_tokens)
     # Lets core count LR tokens when it decides what to run in one batch.
     counted = patched.get_model_object("memory_usage_factor_conds")
     patched.add_object_patch("memory_usage_factor_conds", (*(name for name in counted if name != LR_COND), LR_COND))
     return patched
+
+
+def change_settings(control: Control, settings: dict[str, Any]) -> Control:
+    """Return a control with other settings that shares its weights, see `eam_core.checkpoint.with_settings`."""
+    module = with_settings(control.module, settings)
+    for note in module.params.notes:
+        logging.info(f"EAM: {control.source}: {note}")
+    return replace(control, module=module, params=module.params)
+
+
+def _own_weight(model: ModelPatcher, key: str) -> Tensor | None:
+    """Return a weight of a MODEL's network as its file has it; None where patches or low precision hide it."""
+    key = f"diffusion_model.{key}"
+    if key in model.backup:
+        return model.backup[key].weight  # a LoRA, of this clone or another, is in the place of it
+    try:
+        weight = model.get_model_object(key)
+    except AttributeError:
+        return None
+    return weight if type(weight) in (Tensor, nn.Parameter) else None
 
 
 def apply_image_prompt(

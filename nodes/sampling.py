@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..eam_core.flow import schedule
 from ..eam_core.model.autoencoder import DOWNSCALE
+from ..eam_core.presets import fitting_overlap
 from .guider import TiledGuider, TilingConfig
 from .patcher import native_tile
 
@@ -62,8 +63,10 @@ def sample(guider: TiledGuider, latent: dict[str, Any], sampler: Any, sigmas: Te
 
 def make_tiling(model: ModelPatcher, tile: int, overlap: int, tile_batch: int) -> TilingConfig:
     """Turn the widgets' pixels into latents; 0 stands for what the model was trained for."""
-    tile = tile or native_tile(model)
-    return TilingConfig(tile=tile // DOWNSCALE, overlap=(overlap or tile // 4) // DOWNSCALE, tile_batch=tile_batch)
+    native = native_tile(model)
+    tile = tile or native[0]
+    overlap = overlap or fitting_overlap(tile, *native)
+    return TilingConfig(tile=tile // DOWNSCALE, overlap=overlap // DOWNSCALE, tile_batch=tile_batch)
 
 
 def make_sigmas(model: ModelPatcher, steps: int, sampler_name: str, scheduler: str, start_sigma: float) -> Tensor:

@@ -3,6 +3,10 @@
     python -m train.evaluate --sr ours=out/ours bicubic=out/bicubic --hr DIR/hr --lr DIR/lr-light \\
         --protocol offline --out results/light
 
+    python -m train.evaluate --lr DIR/lr-stock --hr DIR/hr --protocol offline --out results/models --scale 4 \\
+        --restore eam=CONTROL,BASE,VAE,TEXT dit4sr=dit4sr_q,SD35_BASE,VAE,TEXT tsdsr=tsdsr,SD3_BASE,VAE plain=embedded
+
+--restore runs models of any control family on --lr first, into --out/restored/NAME; what is there is kept.
 Writes into --out: scores.csv (every picture), scores.md (means, paired differences, metric ids), sheet.jpg (crops)
 and with --extremes METRIC extremes.jpg (the first method's five best and five worst pictures). Pictures belong together
 by their name without suffix. A run that was stopped goes on with the same command. Nothing is downloaded unless
@@ -13,12 +17,14 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from eam_core.errors import EAMError
 from train.evaluation.metrics import find_metric, load_metrics
 from train.evaluation.pictures import match_pictures
 from train.evaluation.protocols import PROTOCOLS, Protocol
 from train.evaluation.report import markdown
+from train.evaluation.restoring import Model, restore_folder
 from train.evaluation.scores import Scores, score_pictures
 from train.evaluation.sheet import comparison_sheet, extremes_sheet
 from train.metrics import MetricError
@@ -105,7 +111,15 @@ def named_folder(text: str) -> tuple[str, Path]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--sr", type=named_folder, nargs="+", action="extend", required=True, metavar="[NAME=]DIR", help="results")
+    add("--sr", type=named_folder, nargs="+", action="extend", default=[], metavar="[NAME=]DIR", help="results")
+    add(
+        "--restore",
+        nargs="+",
+        default=[],
+        metavar="NAME=CONTROL,BASE,AUTOENCODER[,TEXT_ENCODERS]",
+        help="restore --lr with this model first; NAME=embedded for the embedded default",
+    )
+    add("--scale", type=float, default=4.0, help="enlargement of --restore (default 4)")
     add("--hr", type=Path, metavar="DIR", help="originals")
     add("--lr", type=Path, metavar="DIR", help="inputs that the results were made from")
     add("--protocol", choices=tuple(PROTOCOLS), required=True)
@@ -119,11 +133,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _restored(wanted: Sequence[str], scale: float, args: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Run the models of --restore; returns names and folders of their results."""
+    models = [Model.parse(text) for text in wanted]
+    if models and not args["lr"]:
+        raise ValueError("--restore: expected --lr with the inputs, got none; name their folder")
+    out = args["out"] / "restored"
+    return [(m.name, restore_folder(m, args["lr"], out, scale=scale, device=args["device"])) for m in models]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; exit status 2 with one sentence on a mistake in files or settings."""
     args = vars(_parser().parse_args(argv))
     folders = args.pop("sr")
     try:
+        folders += _restored(args.pop("restore"), args.pop("scale"), args)
+        if not folders:
+            raise ValueError("expected results to score, got none; give --sr NAME=DIR, or --restore with --lr")
         names = [name for name, _ in folders]
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated:

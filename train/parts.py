@@ -10,6 +10,7 @@ from torch import Tensor
 from eam_core.checkpoint import build_autoencoder, build_control, build_image_prompt, build_mmdit, check_pair
 from eam_core.diffusers_keys import read_transformer
 from eam_core.errors import CheckpointError
+from eam_core.loading import spec_of
 from eam_core.model.autoencoder import Autoencoder
 from eam_core.model.control import ControlParams, ControlStream, LRAttention
 from eam_core.model.control_init import LRInit, init_control, init_controlnet
@@ -19,7 +20,6 @@ from eam_core.model.image_prompt import ImagePrompt, ImagePromptParams, init_ima
 from eam_core.model.layers import Factory
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
-from eam_core.pipeline import spec_of
 from eam_core.vision import VisionTower
 from eam_core.weight_files import read_weights
 from train.local_head import add_local_head

@@ -24,14 +24,14 @@ LAP = 4  # pixels that each 8 x 8 patch sees of its neighbours
 DETAIL = 8  # channels that the reduced sizes hand to the full one
 
 
-def scale_latents(raw: Tensor) -> Tensor:
+def scale_latents(raw: Tensor, shift: float = SD3_SHIFT) -> Tensor:
     """Turn an SD3 autoencoder's raw latents into what the network takes: (raw - 0.0609) * 1.5305."""
-    return (raw - SD3_SHIFT) * SD3_SCALE
+    return (raw - shift) * SD3_SCALE
 
 
-def unscale_latents(latents: Tensor) -> Tensor:
+def unscale_latents(latents: Tensor, shift: float = SD3_SHIFT) -> Tensor:
     """Undo `scale_latents`."""
-    return latents / SD3_SCALE + SD3_SHIFT
+    return latents / SD3_SCALE + shift
 
 
 class Autoencoder(Protocol):

@@ -31,7 +31,7 @@ from .layers import (
     modulate,
     modulation,
 )
-from .mmdit import Block
+from .mmdit import FIT_FIELDS, Block, Host
 
 LRAttention = Literal["joint", "self", "cross"]
 
@@ -40,6 +40,7 @@ LRAttention = Literal["joint", "self", "cross"]
 class ControlParams:
     """Architecture of a control stream; depth, width and qk norm follow the base it controls."""
 
+    fit_fields, settings, preset, notes = FIT_FIELDS, (), "sd3", ()
     depth: int
     hidden_size: int
     in_channels: int = 16
@@ -157,6 +158,8 @@ class ControlBlock(nn.Module):
 class ControlStream(nn.Module):
     """The trained half of Psi-DiT: an LR patch embedding and one SSCM per block of the base."""
 
+    replaces_block, has_strength = False, True
+
     def __init__(self, params: ControlParams, factory: Factory = TORCH):
         """Build the stream."""
         super().__init__()
@@ -188,7 +191,7 @@ class ControlStream(nn.Module):
         tokens = self.lr_embedder(lr_latents) + positions.to(lr_latents)
         return tokens if keep is None else tokens.take_along_dim(keep[..., None], dim=1)
 
-    def remember(self, lr_tokens: Tensor) -> list[LRMemory]:
+    def remember(self, lr_latents: Tensor, host: Host) -> list[LRMemory]:
         """Run the LR stream alone and keep each block's keys and values.
 
         Raises:
@@ -196,11 +199,17 @@ class ControlStream(nn.Module):
         """
         if not self.can_remember:
             raise ValueError("expected lr_attention 'self' or 'cross', got 'joint'; its LR state changes at every step")
-        memories = []
+        memories, lr_tokens = [], self.embed(lr_latents, host.positions)
         for block in self.blocks:
             memory, lr_tokens = block.remember(lr_tokens)
             memories.append(memory)
         return memories
+
+    def start(
+        self, lr: Tensor | list[LRMemory], host: Host, *, control_scale: float = 1.0, keep: Tensor | None = None
+    ) -> "ControlRun":
+        """Start one forward pass, see `ControlFamily.start`."""
+        return self.run(self.embed(lr, host.positions, keep) if isinstance(lr, Tensor) else lr, control_scale)
 
     def run(self, lr: Tensor | list[LRMemory], control_scale: float = 1.0) -> "ControlRun":
         """Start one forward pass as a guest of the base, from `embed`'s tokens or `remember`'s memory."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .control import LRMemory
 from .layers import TORCH, Factory, PatchEmbed, count_blocks
-from .mmdit import Block, JointBlock, MMDiTParams
+from .mmdit import FIT_FIELDS, Block, Host, JointBlock, MMDiTParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class ControlNetParams:
         dual_attention_blocks: copies whose image side has a second self-attention, as the base's block has.
     """
 
+    fit_fields, settings, preset, notes = FIT_FIELDS, (), "sd3", ()
     depth: int
     hidden_size: int
     num_blocks: int
@@ -94,6 +95,7 @@ class ControlNet(nn.Module):
     """The trained half: LR patch embedding, copied blocks, and a linear layer for each copy's output."""
 
     block_scales: Tensor
+    replaces_block, has_strength = False, True
 
     def __init__(self, params: ControlNetParams, factory: Factory = TORCH):
         """Build the network."""
@@ -133,9 +135,16 @@ class ControlNet(nn.Module):
         kept = tokens.new_zeros(len(keep), tokens.shape[1]).scatter_(1, keep, 1)
         return tokens * kept[..., None]
 
-    def remember(self, lr_tokens: Tensor) -> list[LRMemory]:
+    def remember(self, lr_latents: Tensor, host: Host) -> list[LRMemory]:
         """Refuse: see `can_remember`."""
         raise ValueError("expected a control whose LR state is the same at every step, got a ControlNet")
+
+    def start(
+        self, lr: Tensor | list[LRMemory], host: Host, *, control_scale: float = 1.0, keep: Tensor | None = None
+    ) -> "ControlNetRun":
+        """Start one forward pass, see `ControlFamily.start`."""
+        assert isinstance(lr, Tensor)
+        return self.run(self.embed(lr, host.positions, keep), control_scale)
 
     def run(self, lr: Tensor | list[LRMemory], control_scale: float = 1.0) -> "ControlNetRun":
         """Start one forward pass as a guest of the base, from `embed`'s tokens."""

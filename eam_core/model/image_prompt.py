@@ -30,6 +30,7 @@ class ImagePromptParams:
         qk_norm: root-mean-square normalisation of queries and keys.
     """
 
+    fit_fields = ("depth", "hidden_size", "qk_norm")
     depth: int
     hidden_size: int
     image_size: int

@@ -4,7 +4,7 @@ Modules that hold weights take a `Factory`, so that a host such as ComfyUI build
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 HEAD_DIM = 64  # every published SD3 model has heads of 64 channels
 NORM_EPS = 1e-6
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attend with queries, keys and values [B, H, L, d] and merge the heads into [B, L, H * d]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,12 @@ class Factory:
         """Make a convolution that reads each patch once."""
         return self.operations.Conv2d(
             in_channels, out_size, kernel_size=patch_size, stride=patch_size, dtype=self.dtype, device=self.device
+        )
+
+    def depthwise_conv(self, channels: int) -> nn.Module:
+        """Make a 3x3 convolution of each channel alone that keeps the size."""
+        return self.operations.Conv2d(
+            channels, channels, kernel_size=3, padding=1, groups=channels, dtype=self.dtype, device=self.device
         )
 
     def zeros(self, *shape: int) -> Tensor:

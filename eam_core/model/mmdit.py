@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .layers import (
     HEAD_DIM,
     TORCH,
+    Attention,
     AttentionWeights,
     Factory,
     FeedForward,
@@ -24,7 +25,29 @@ from .layers import (
     timestep_embedding,
 )
 
+FIT_FIELDS = ("depth", "hidden_size", "in_channels", "patch_size", "qk_norm")
+"""Fields of `MMDiTParams` in which most controls and their base must agree."""
+
 Block = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # (img, txt, vec) -> (img, txt)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Host:
+    """A base at the start of one forward pass, as far as a guest may use it; its layers have SD3's key names.
+
+    Attributes:
+        grid: rows and columns of image tokens.
+        positions: the base's position embedding of these tokens [1, rows * columns, D].
+        x_embedder: its patch embedding, latents [B, C, H, W] to tokens.
+        blocks: its joint blocks, whose modules have SD3's names.
+        attend: its attention.
+    """
+
+    grid: tuple[int, int]
+    positions: Tensor
+    x_embedder: Callable[[Tensor], Tensor]
+    blocks: Sequence[Any]
+    attend: Attention = attention
 
 
 class Guest(Protocol):
@@ -217,6 +240,16 @@ class MMDiT(nn.Module):
         top, left = offset if offset is not None else ((side - rows) // 2, (side - columns) // 2)
         table = self.pos_embed.unflatten(1, (side, side))
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
+
+    def host(self, height: int, width: int, *, positions: Tensor | None = None) -> Host:
+        """Offer this network to a guest for latents of the given size; the centred crop of positions when None."""
+        patch = self.params.patch_size
+        return Host(
+            grid=(-(-height // patch), -(-width // patch)),
+            positions=self.positions(height, width) if positions is None else positions,
+            x_embedder=self.x_embedder,
+            blocks=list(self.joint_blocks),
+        )
 
     def forward(
         self,

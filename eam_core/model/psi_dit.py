@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .control import LRMemory
-from .family import FIT_FIELDS, ControlFamily, LRState
+from .family import ControlFamily, LRState
 from .image_prompt import ImagePrompt
 from .mmdit import Guest, GuestChain, MMDiT
 
@@ -20,21 +20,18 @@ class PsiDiT(nn.Module):
             ValueError: depth or width of the parts differ.
         """
         super().__init__()
-        for field in FIT_FIELDS:
-            wanted, got = getattr(base.params, field), getattr(control.params, field)
-            if wanted != got:
-                raise ValueError(f"expected a control with {field} {wanted} like its base, got {got}")
-        if image_prompt is not None:
-            for field in ("depth", "hidden_size", "qk_norm"):
-                wanted, got = getattr(base.params, field), getattr(image_prompt.params, field)
+        parts = {"a control": control} | ({} if image_prompt is None else {"an image prompt": image_prompt})
+        for name, part in parts.items():
+            for field in part.params.fit_fields:
+                wanted, got = getattr(base.params, field), getattr(part.params, field)
                 if wanted != got:
-                    raise ValueError(f"expected an image prompt with {field} {wanted} like its base, got {got}")
+                    raise ValueError(f"expected {name} with {field} {wanted} like its base, got {got}")
         self.base, self.control, self.image_prompt = base.requires_grad_(False), control, image_prompt
         self.wrap_guest: Callable[[Guest], Guest] = _unchanged  # training may put `RecomputedGuest` here
 
     def remember(self, lr_latents: Tensor) -> list[LRMemory]:
         """Compute once what all steps share, where the control `can_remember`; pass it as `lr` to forward."""
-        return self.control.remember(self.control.embed(lr_latents, self.base.positions(*lr_latents.shape[-2:])))
+        return self.control.remember(lr_latents, self.base.host(*lr_latents.shape[-2:]))
 
     def forward(
         self,
@@ -75,15 +72,14 @@ class PsiDiT(nn.Module):
             if self.image_prompt is None:
                 raise ValueError("expected no image_tokens, got some; build the model with an image prompt")
             guests.append(self.image_prompt.run(self.image_prompt.embed(image_tokens), image_scale))
-        if isinstance(lr, Tensor):
-            if lr.shape[-2:] != latents.shape[-2:]:
-                expected, got = tuple(latents.shape[-2:]), tuple(lr.shape[-2:])
-                raise ValueError(f"expected LR latents of the size of the noisy latents {expected}, got {got}")
-            if positions is None:
-                positions = self.base.positions(*latents.shape[-2:])
-            lr = self.control.embed(lr, positions, keep)
-        if lr is not None:
-            guests.append(self.control.run(lr, control_scale))
+        if isinstance(lr, Tensor) and lr.shape[-2:] != latents.shape[-2:]:
+            expected, got = tuple(latents.shape[-2:]), tuple(lr.shape[-2:])
+            raise ValueError(f"expected LR latents of the size of the noisy latents {expected}, got {got}")
+        if lr is not None and control_scale != 0:
+            host = self.base.host(*latents.shape[-2:], positions=positions)
+            positions = host.positions
+            run = self.control.start(lr, host, control_scale=control_scale, keep=keep)
+            guests.insert(0 if self.control.replaces_block else len(guests), run)
         # Pyright does not take a settable property for the attribute that the protocol asks for.
         guest = self.wrap_guest(GuestChain(guests))
         return self.base(latents, timestep, context, pooled, guest=guest, positions=positions)

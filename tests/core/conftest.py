@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from eam_core.loading import NullText
 from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder
 from eam_core.model.control import ControlParams, ControlStream
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
-from eam_core.pipeline import NullText, Restorer
+from eam_core.pipeline import Restorer
 from eam_core.weight_files import save_weights
 
 

@@ -9,12 +9,14 @@ from eam_core.denoiser import Text, TiledDenoiser
 from eam_core.errors import CheckpointError, EAMError, ImageError
 from eam_core.flow import denoised_from_velocity, schedule, timestep
 from eam_core.images import Picture, resize
+from eam_core.loading import spec_of
 from eam_core.model.autoencoder import scale_latents, unscale_latents
 from eam_core.model.mmdit import MMDiTParams
-from eam_core.pipeline import Restorer, latent_aligned, spec_of
+from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED, SD3
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import initial_latents, make_noise, sample_euler
+from eam_core.start import latent_aligned
 from eam_core.weight_files import save_weights
 
 LR_ATTENTIONS = ("joint", "self", "cross")

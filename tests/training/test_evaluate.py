@@ -264,3 +264,42 @@ def test_extremes_show_the_best_left_and_the_worst_right(folders, counted):
         drawn = np.asarray(image.convert("L"), dtype=int)
     assert abs(drawn[100, 100] - 250) < 3 and abs(drawn[100, -100] - 5) < 3
     assert run(folders, "--metrics", "darkness", "--extremes", "psnr", methods=("hr",)) == 2
+
+
+# Restoring first
+
+
+def test_models_are_restored_once_and_scored_beside_folders(folders, counted, capsys):
+    for kind in ("lr", "hr"):
+        (folders / kind / "10.png").unlink()
+    command = ["--lr", str(folders / "lr"), "--hr", str(folders / "hr"), "--out", str(folders / "out")]
+    command += ["--protocol", "offline", "--metrics", "darkness", "--restore", "tiny=embedded"]
+    command += ["--sr", f"good={folders / 'good'}"]
+    (folders / "good" / "10.png").unlink()
+    assert evaluate.main(command) == 0
+    results = sorted((folders / "out" / "restored" / "tiny").iterdir())
+    assert [path.name for path in results] == ["1.png", "2.png"]
+    assert Image.open(results[0]).size == (96, 64)
+    report = (folders / "out" / "scores.md").read_text()
+    assert "| good |" in report and "| tiny |" in report
+    before = results[0].stat().st_mtime_ns
+    results[1].unlink()
+    assert evaluate.main(command) == 0
+    assert results[0].stat().st_mtime_ns == before and results[1].exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected results to score, got none"),
+        (["--restore", "a=embedded"], "--restore: expected --lr"),
+        (["--lr", "lr", "--restore", "embedded"], "got 'embedded'"),
+        (["--lr", "lr", "--restore", "a=x,y"], "got 'a=x,y'"),
+        (["--lr", "lr", "--restore", "../a=embedded"], "expected NAME=CONTROL"),
+        (["--lr", "nowhere", "--restore", "a=embedded"], "nowhere"),
+    ],
+)
+def test_mistakes_in_what_to_restore_get_one_sentence(options, message, tmp_path, capsys):
+    assert evaluate.main(["--protocol", "offline", "--out", str(tmp_path / "out"), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from eam_core.checkpoint import build_autoencoder, build_control, build_mmdit, check_pair
+from eam_core.loading import spec_of
 from eam_core.model.autoencoder import SD3_SCALE
-from eam_core.pipeline import Restorer, spec_of
+from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
 from eam_core.weight_files import read_metadata, read_weights, save_weights

@@ -1,0 +1,28 @@
+"""What EAM_LoadModel offers of models/model_patches: one entry per set of weights, however many files it has."""
+
+from pathlib import Path, PurePath
+
+import folder_paths
+
+from ..eam_core.weight_sets import set_name
+
+FOLDER = "model_patches"
+
+
+def control_choices() -> list[str]:
+    """Return the names of all sets of weights; shards stand under the name of their index."""
+    return sorted({_shown(name) for name in folder_paths.get_filename_list(FOLDER)})
+
+
+def file_of(choice: str) -> Path:
+    """Return the file, or the index of shards, that a choice names; FileNotFoundError if it is gone."""
+    for name in folder_paths.get_filename_list(FOLDER):
+        if _shown(name) == choice:
+            return Path(folder_paths.get_full_path_or_raise(FOLDER, name)).with_name(PurePath(choice).name)
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, choice))
+
+
+def _shown(name: str) -> str:
+    # Not PurePath: on Windows core's names hold backslashes, which have to stay.
+    last = PurePath(name).name
+    return name.removesuffix(last) + set_name(last)
