@@ -14,7 +14,7 @@ from .messages import CaptionError, Conversation, GenerateConfig, OnToken
 from .model_device import choose_device, usual_device
 from .model_folder import load, model_config, open_folder, package_class, transformers
 from .model_memory import margin_bytes, out_of_memory, refuse_too_little
-from .model_watch import TokenCount, Watch
+from .model_watch import TokenCount, Watch, Workshop
 from .seeded_sampling import SeededSampling
 
 
@@ -54,14 +54,14 @@ class LocalModel:
         self.dtype = dtype or (torch.bfloat16 if home.type == "cuda" else torch.float32)
         self.batch_size = batch_size
         self._identity = ""
+        self._workshop = Workshop()
         self._module: nn.Module | None = None
         self._chat: ChatLayout | None = None
 
     def prepare(self, on_token: OnToken | None = None) -> None:
         """Read what `identity` needs; see `Generator`."""
-        watch = Watch(on_token)
-        with watch.heard():
-            self._identity = self._identity or self.folder.identify(watch.tick)
+        if not self._identity:
+            self._identity = self._workshop.do(lambda watch: self.folder.identify(watch.check), on_token, 0)
 
     @property
     def identity(self) -> str:
@@ -93,9 +93,7 @@ class LocalModel:
         Raises:
             CaptionError: it cannot be loaded.
         """
-        watch = Watch(on_token, max_tokens)
-        with watch.heard():
-            return self._read(watch)
+        return self._workshop.do(self._read, on_token, max_tokens)
 
     @property
     def chat(self) -> ChatLayout:
@@ -116,13 +114,16 @@ class LocalModel:
         Raises:
             CaptionError: the model as such cannot be used.
         """
-        answers: list[str | CaptionError] = []
-        watch = Watch(on_token, config.max_tokens)
-        with _quiet(), watch.heard():
-            module = self._placed(watch)
-            for start in range(0, len(conversations), self.batch_size):
-                answers += self._answer(module, conversations[start : start + self.batch_size], config, watch)
-        return answers
+
+        def work(watch: Watch) -> list[str | CaptionError]:
+            answers: list[str | CaptionError] = []
+            with _quiet():
+                module = self._placed(watch)
+                for start in range(0, len(conversations), self.batch_size):
+                    answers += self._answer(module, conversations[start : start + self.batch_size], config, watch)
+            return answers
+
+        return self._workshop.do(work, on_token, config.max_tokens)
 
     def _answer(
         self, module: nn.Module, conversations: Sequence[Conversation], config: GenerateConfig, watch: Watch
@@ -131,7 +132,7 @@ class LocalModel:
         answers: dict[int, str | CaptionError] = {}
         ready: dict[int, tuple[Laid, dict[str, Tensor]]] = {}
         for i, conversation in enumerate(conversations):
-            watch.tick()
+            watch.check()
             try:
                 ready[i] = self._fitting(conversation, config.max_tokens)
             except CaptionError as error:
@@ -209,8 +210,9 @@ class LocalModel:
     def _read(self, watch: Watch) -> nn.Module:
         if self._module is None:
             with watch.at_calls():
-                self._module = self._load_module()
-        watch.tick()
+                module = self._load_module()
+            watch.check()  # transformers swallows some errors, and this must not pass for a whole model
+            self._module = module
         return self._module
 
     def _load_module(self) -> nn.Module:

@@ -1,9 +1,10 @@
-"""Ask whoever waits for a local model whether to go on: while weights are read, at every layer, and at each token."""
+"""Work of a local model in a thread of its own, so that whoever waits for it hears of it and can leave at once."""
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,53 +14,43 @@ from .messages import OnToken
 
 SECONDS = 0.1  # between two words of the same number of tokens: a tenth of the second in which a stop has to come
 
+ResultT = TypeVar("ResultT")
+
+
+class Stopped(Exception):
+    """Nobody waits for this work any more."""
+
 
 class Watch:
-    """Tell of each token, and again and again in between; whoever is told may raise to stop.
+    """Connect work with the thread that waits for it: it is told of tokens, and may end the work between two steps."""
 
-    Attributes:
-        raised: what they raised.
-    """
+    def __init__(self) -> None:
+        """Start."""
+        self.news: SimpleQueue[int | None] = SimpleQueue()  # numbers of tokens; None at the end
+        self._stopped = False
 
-    def __init__(self, on_token: OnToken | None = None, max_tokens: int = 0) -> None:
-        """Keep whom to tell."""
-        self.on_token, self.max_tokens, self.tokens = on_token, max_tokens, 0
-        self.raised: Exception | None = None
-        self._due = 0.0
+    def stop(self) -> None:
+        """End the work at its next step."""
+        self._stopped = True
+
+    def check(self, *_: Any) -> None:
+        """Go on with the work, or not.
+
+        Raises:
+            Stopped: nobody waits for it.
+        """
+        if self._stopped:
+            raise Stopped
 
     def tell(self, tokens: int) -> None:
-        """Tell how many tokens there are; what was raised once is raised each time."""
-        if self.raised:
-            raise self.raised
-        self.tokens, self._due = tokens, time.monotonic() + SECONDS
-        if self.on_token:
-            try:
-                self.on_token(tokens, self.max_tokens)
-            except Exception as error:
-                self.raised = error
-                raise
-
-    def tick(self, *_: Any) -> None:
-        """Tell the number of tokens once more if that was some time ago."""
-        if self.raised or time.monotonic() >= self._due:
-            self.tell(self.tokens)
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Let what was raised through, whatever the code in between makes of it."""
-        try:
-            yield
-        except Exception:
-            if self.raised:
-                raise self.raised from None
-            raise
-        if self.raised:
-            raise self.raised
+        """Tell how many tokens there are."""
+        self.check()
+        self.news.put(tokens)
 
     @contextmanager
     def at_layers(self, module: nn.Module) -> Iterator[None]:
-        """Tick before each innermost layer: a prompt of thousands of tokens takes minutes on a CPU."""
-        hooks = [each.register_forward_pre_hook(self.tick) for each in module.modules() if not any(each.children())]
+        """Check before each innermost layer: a prompt of thousands of tokens takes minutes on a CPU."""
+        hooks = [each.register_forward_pre_hook(self.check) for each in module.modules() if not any(each.children())]
         try:
             yield
         finally:
@@ -67,8 +58,8 @@ class Watch:
                 hook.remove()
 
     def at_calls(self) -> TorchFunctionMode:
-        """Tick at each call of torch by this thread: reading weights comes by at every tensor, and has no hook."""
-        return _Calls(self.tick)
+        """Check at each call of torch by this thread: reading weights comes by at every tensor, and has no hook."""
+        return _Calls(self.check)
 
 
 class TokenCount:
@@ -77,7 +68,7 @@ class TokenCount:
     def __init__(self, watch: Watch, prompt_tokens: int) -> None:
         """Start an answer."""
         self.watch, self.prompt_tokens = watch, prompt_tokens
-        watch.tokens = 0
+        watch.tell(0)
 
     def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
         """Tell how many tokens there are; returns that no conversation [B] is done for that."""
@@ -85,11 +76,65 @@ class TokenCount:
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
+class Workshop:
+    """Do one thing after the other in a thread; a single step of torch can take longer than anyone likes to wait."""
+
+    def __init__(self) -> None:
+        """Start no thread yet."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="captioner")
+
+    def do(self, work: Callable[[Watch], ResultT], on_token: OnToken | None, max_tokens: int) -> ResultT:
+        """Return what the work gives.
+
+        Args:
+            work: ends early, at a step of its own, when its watch says so.
+            on_token: called in this thread as (tokens so far, max_tokens), at each token and ten times a second. What
+                it raises leaves this function at once; work that is asked for next waits until the present one ends.
+            max_tokens: for on_token.
+        """
+        watch, same_mode = Watch(), _mode_of_this_thread()
+
+        def run() -> ResultT:
+            try:
+                with same_mode():
+                    watch.check()
+                    return work(watch)
+            finally:
+                watch.news.put(None)
+
+        future, tokens = self._pool.submit(run), 0
+        try:
+            while tokens is not None:
+                if on_token:
+                    on_token(tokens, max_tokens)
+                try:
+                    tokens = watch.news.get(timeout=SECONDS)
+                except Empty:
+                    continue
+            return future.result()
+        except BaseException:
+            watch.stop()
+            raise
+
+
+def _mode_of_this_thread() -> Callable[[], Any]:
+    """Return what gives another thread this one's inference mode and CUDA device, which are a thread's own."""
+    inference = torch.is_inference_mode_enabled()
+    number = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    @contextmanager
+    def same() -> Iterator[None]:
+        with torch.inference_mode(inference), nullcontext() if number is None else torch.cuda.device(number):
+            yield
+
+    return same
+
+
 class _Calls(TorchFunctionMode):
-    def __init__(self, tick: Callable[[], None]) -> None:
+    def __init__(self, check: Callable[[], None]) -> None:
         super().__init__()
-        self.tick = tick
+        self.check = check
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.tick()
+        self.check()
         return func(*args, **(kwargs or {}))

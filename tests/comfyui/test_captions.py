@@ -64,18 +64,17 @@ class Pressed:
     """The button that interrupts, pressed once, and the time since then."""
 
     def __init__(self, server: ComfyServer) -> None:
-        self.server, self.start, self.asked = server, 0.0, 0.0
+        self.server, self.start = server, 0.0
 
     def once(self) -> None:
         if not self.start:
             self.start = time.monotonic()
             self.server.interrupt()
-            self.asked = time.monotonic()
 
     def seconds(self) -> float:
         """Return how long ago it was pressed: the request, what the node was at, and the news of its end."""
         assert self.start, "never pressed"
-        print(f"seconds from the interrupt to its end: {self.asked - self.start:.2f} {time.monotonic() - self.start:.2f}")
+        print(f"seconds from the interrupt to its end: {time.monotonic() - self.start:.2f}")
         return time.monotonic() - self.start
 
 
