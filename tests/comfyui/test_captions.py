@@ -218,14 +218,16 @@ def test_missing_folder_is_named(server: ComfyServer, photo: str) -> None:
 
 def test_interrupt_ends_the_reading_of_a_long_prompt(server: ComfyServer, photo: str, slow_stand_in: Path) -> None:
     """The model is so deep that its prompt of 1,600 tokens takes many seconds on two cores before the first token."""
-    log, values = server.log_path, []
+    log, values, loaded = server.log_path, [], []
     before = log.read_text().count("Requested to load ModuleList")
     pressed = Pressed(server)
 
     def interrupt(progress: Progress) -> None:
         values.append(progress.value)
-        if log.read_text().count("Requested to load ModuleList") > before and len(values) > 3:
-            pressed.once()
+        if log.read_text().count("Requested to load ModuleList") > before:
+            loaded.append(time.monotonic())
+            if loaded[-1] - loaded[0] > 2:  # the pictures are prepared
+                pressed.once()
 
     with pytest.raises(Interrupted, match="EAM_SubjectCaption"):
         run(server, prompt_for(photo, loader={"source": "LLM/slow"}, max_tokens=16), on_progress=interrupt)
