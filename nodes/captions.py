@@ -30,7 +30,7 @@ class LoadCaptioner(io.ComfyNode):
                 io.String.Input(
                     "source",
                     default="",
-                    placeholder="LLM/MiniCPM-V-4_6 or http://127.0.0.1:8000/v1",
+                    placeholder="LLM/MiniCPM-V-4.6 or http://127.0.0.1:8000/v1",
                     tooltip="A folder below ComfyUI's models folder with a model of transformers, or the address of "
                     "an endpoint. Pictures go to other machines only if EAM_ALLOW_REMOTE lists them for ComfyUI.",
                 ),
