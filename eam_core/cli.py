@@ -81,7 +81,7 @@ def _add_picture_options(group: Any) -> None:
 def _add_sampling_options(group: Any) -> None:
     def default(field: str) -> str:
         ours, theirs = getattr(EMBEDDED, field), getattr(SD3, field)
-        return f"(default {ours})" if ours == theirs else f"(default {ours}, with an SD3 model {theirs})"
+        return f"(default {ours})" if ours == theirs else f"(default {ours}, SD3 {theirs}, published models their own)"
 
     group.add_argument("--steps", metavar="N", type=int, help=f"model calls per tile {default('steps')}")
     group.add_argument(

@@ -5,7 +5,6 @@ nothing that could run.
 """
 
 import argparse
-import pickle
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +63,7 @@ def _read(path: Path, wanted: str, num_axes: int, channels: int) -> "Tensor":
     except FileNotFoundError as error:
         raise CheckpointError(f"expected a file at {path}, found none; check the name") from error
     # torch's reader lets through whatever its parsing of a damaged file trips over.
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"expected one tensor as torch.save writes it, but {path} is damaged or holds something that is not a "
             "tensor and was not run; get the file from the authors again"

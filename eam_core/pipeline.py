@@ -117,7 +117,12 @@ class Restorer:
         if self.spec.start == "lr" and (config.steps, config.sigma_start) != (self.spec.steps, 1.0):
             raise ValueError(
                 f"expected steps {self.spec.steps} and sigma_start 1 for {self.spec.name}, got {config.steps} and "
-                f"{config.sigma_start:g}; leave both out"
+                f"{config.sigma_start:g}; leave both out, in code with RestoreConfig.from_spec"
+            )
+        if self.spec.start == "lr" and (config.control_start, config.control_end) != (0.0, 1.0):
+            raise ValueError(
+                f"expected control_start 0 and control_end 1 for {self.spec.name}, which changes weights, got "
+                f"{config.control_start:g} and {config.control_end:g}; leave both out"
             )
         if self.spec.start == "lr" and config.control_scale == 0:
             raise ValueError(f"expected control_scale 1 for {self.spec.name}, whose weights are the base's, got 0")

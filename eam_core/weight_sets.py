@@ -55,6 +55,8 @@ def weight_set(path: str | Path) -> list[Path]:
 def _listed(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not names:
+            raise ValueError("it lists none")
         # Shards lie beside their index; only the last part of a name counts, so none can lead elsewhere.
         return sorted(index.parent / Path(name).name for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,6 +4,7 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
+from ..eam_core.companions import EMBEDDINGS, ENCODER
 from ..eam_core.weight_sets import set_name
 
 FOLDER = "model_patches"
@@ -20,6 +21,16 @@ def file_of(choice: str) -> Path:
         if _shown(name) == choice:
             return Path(folder_paths.get_full_path_or_raise(FOLDER, name)).with_name(PurePath(choice).name)
     return Path(folder_paths.get_full_path_or_raise(FOLDER, choice))
+
+
+def file_times(choice: str) -> list[tuple[str, int]]:
+    """Return names and times of change of what a choice reads, so that a changed or added file is noticed."""
+    try:
+        file = file_of(choice)
+    except FileNotFoundError:
+        return []
+    read = (file.with_name(name) for name in dict.fromkeys((file.name, ENCODER, EMBEDDINGS)))
+    return [(path.name, path.stat().st_mtime_ns) for path in read if path.is_file()]
 
 
 def _shown(name: str) -> str:

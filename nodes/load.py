@@ -45,6 +45,13 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, control: str) -> list[tuple[str, int]]:
+        """Load again when a control's files change, such as an embedding that was made since."""
+        from .control_choices import file_times
+
+        return [] if control == AUTO else file_times(control)
+
+    @classmethod
     def execute(cls, checkpoint: str, control: str) -> io.NodeOutput:
         """Load the base, then the control weights that fit it."""
         from .checkpoints import control_path, load_base

@@ -29,7 +29,7 @@ from .hooks import IMAGE_COND, LR_COND, AddCond, BlockPatch, ControlHook, Hook, 
 from .weight_patches import set_latent_shift, set_transformer
 
 _CONTROL_KEY, _IMAGE_KEY = "eam_control", "eam_image_prompt"
-_TILE = "eam_tile"
+_TILE, _CONTROL_TILE = "eam_tile", "eam_control_tile"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,13 +115,20 @@ def base_params(model: ModelPatcher) -> MMDiTParams:
 
 
 def set_native_tile(model: ModelPatcher, spec: Spec) -> None:
-    """Note the tiles that a base or its control was trained for."""
+    """Note the tiles that a base was trained for."""
     model.set_attachments(_TILE, (spec.tile, spec.overlap))
+
+
+def _set_control_tile(patched: ModelPatcher, spec: Spec) -> None:
+    """Note the tiles that a control wants; those that an earlier one wanted are forgotten."""
+    patched.remove_attachments(_CONTROL_TILE)
+    if spec is not SD3:
+        patched.set_attachments(_CONTROL_TILE, (spec.tile, spec.overlap))
 
 
 def native_tile(model: ModelPatcher) -> tuple[int, int]:
     """Return size and overlap of the tiles that a MODEL was trained for, in pixels."""
-    return model.get_attachment(_TILE) or (SD3.tile, SD3.overlap)
+    return model.get_attachment(_CONTROL_TILE) or model.get_attachment(_TILE) or (SD3.tile, SD3.overlap)
 
 
 def apply_control(model: ModelPatcher, control: Control, scale: float, start: float, end: float) -> ModelPatcher:
@@ -135,9 +142,13 @@ def apply_control(model: ModelPatcher, control: Control, scale: float, start: fl
         end: fraction of the sampling at which it stops.
 
     Raises:
-        CheckpointError: another family, or control weights for another size.
+        CheckpointError: another family, control weights for another size, or a scale that they cannot have.
     """
     check_pair(base_params(model), control.params, control.source)
+    if control.spec.start == "lr" and scale == 0:
+        raise CheckpointError(
+            f"expected control_scale 1 for {control.source}, whose weights are the base's, got 0; leave the node out"
+        )
     if scale == 0 or start >= end:
         logging.warning(f"EAM: the control does nothing at control_scale {scale:g} from {start:g} to {end:g}")
     if not control.module.has_strength and scale not in (0, 1):
@@ -146,12 +157,11 @@ def apply_control(model: ModelPatcher, control: Control, scale: float, start: fl
     if differing:
         logging.warning(f"EAM: {differing}")
     patched = model.clone()
-    set_transformer(patched, control.beside.transformer, control.source, strength=1.0 if scale else 0.0)
+    set_transformer(patched, control.beside.transformer, control.source)
     if control.beside.transformer and (start, end) != (0, 1):
         logging.warning(f"EAM: start and end have no effect: {control.source} changes weights, for the whole sampling")
     set_latent_shift(patched, control.spec.latent_shift)
-    if control.spec is not SD3:
-        set_native_tile(patched, control.spec)
+    _set_control_tile(patched, control.spec)
     _add_hook(patched, ControlHook(control.patcher, control.module, scale, start, end), _CONTROL_KEY)
     _replace_wrapper(patched, WrappersMP.PREPARE_SAMPLING, _CONTROL_KEY, _count_lr_tokens)
     # Lets core count LR tokens when it decides what to run in one batch.

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import comfy.samplers
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -32,9 +33,7 @@ class ControlAdapter(LoRAAdapter):
     """Core's LoRA, told apart from those of the user."""
 
 
-def change_weights(
-    patcher: ModelPatcher, changes: Iterable[LowRank], source: str, prefix: str, strength: float
-) -> None:
+def change_weights(patcher: ModelPatcher, changes: Iterable[LowRank], source: str, prefix: str) -> None:
     """Add a control's changes to a clone's weights; those of an earlier control are taken back.
 
     Args:
@@ -42,7 +41,6 @@ def change_weights(
         changes: by SD3's names; none for a control that changes nothing.
         source: what to call the control in messages.
         prefix: of these names in the clone's model.
-        strength: 1 as trained.
 
     Raises:
         CheckpointError: they do not fit the model.
@@ -55,8 +53,8 @@ def change_weights(
         rows = None if change.rows is None else (0, *change.rows)
         place = (prefix + change.key, rows, swap_scale_shift if change.swapped else None)
         patches[place] = ControlAdapter(set(), (change.up, change.down, None, None, None, None))
-    if changes and strength:
-        patcher.add_patches(patches, strength)
+    if changes:
+        patcher.add_patches(patches)
 
 
 def _forget_changes(patcher: ModelPatcher) -> None:
@@ -77,9 +75,9 @@ def _shape(model: nn.Module, key: str) -> tuple[int, ...] | None:
     return tuple(getattr(weight, "tensor_shape", weight.shape))  # GGUF's tensors hold packed numbers
 
 
-def set_transformer(patched: ModelPatcher, changes: Iterable[LowRank], source: str, strength: float) -> None:
+def set_transformer(patched: ModelPatcher, changes: Iterable[LowRank], source: str) -> None:
     """Change the weights of a MODEL's clone, see `change_weights`."""
-    change_weights(patched, changes, source, _TRANSFORMER_PREFIX, strength)
+    change_weights(patched, changes, source, _TRANSFORMER_PREFIX)
 
 
 def changed_vae(vae: comfy.sd.VAE, changes: Iterable[LowRank], source: str) -> comfy.sd.VAE:
@@ -91,7 +89,7 @@ def changed_vae(vae: comfy.sd.VAE, changes: Iterable[LowRank], source: str) -> c
     other = copy.copy(vae)
     other.patcher = vae.patcher.clone()
     try:
-        change_weights(other.patcher, changes, source, "", 1.0)
+        change_weights(other.patcher, changes, source, "")
     except CheckpointError as error:
         raise CheckpointError(
             f"expected the VAE of SD3-medium, whose encoder {source} changes, got another one; connect it"
@@ -131,9 +129,9 @@ def set_latent_shift(patched: ModelPatcher, shift: float) -> None:
 class StartFromLR(Shared):
     """Start from the LR latents and not from noise, whatever samples, and take the control's steps (OUTER_SAMPLE)."""
 
-    def __init__(self, mean: Tensor, spread: Tensor, steps: int):
-        """Keep mean and standard deviation of the raw latents and the number of steps."""
-        self.mean, self.spread, self.steps = mean, spread, steps
+    def __init__(self, mean: Tensor, spread: Tensor, spec: Spec):
+        """Keep mean and standard deviation of the raw latents, and the control's settings."""
+        self.mean, self.spread, self.spec = mean, spread, spec
 
     def __call__(
         self,
@@ -149,12 +147,12 @@ class StartFromLR(Shared):
         check_lr_size(self.mean, noise)
         mean, spread = (repeat_to_batch_size(part, len(noise)).to(noise) for part in (self.mean, self.spread))
         latent_format = executor.class_obj.model_patcher.get_model_object("latent_format")
-        levels = torch.linspace(1, 0, self.steps + 1).to(sigmas)
-        if not torch.equal(levels, sigmas):
-            logging.info(f"EAM: this control starts from the picture: steps {self.steps}, start sigma 1")
+        levels = torch.linspace(1, 0, self.spec.steps + 1).to(sigmas)
+        logging.info(f"EAM: starts from the picture: {self.spec.sampler}, steps {self.spec.steps}, start sigma 1")
         start = latent_format.process_in(mean + spread * noise)
         # At sigma 1, core starts from the noise alone.
-        return executor(start, latent_image, sampler, levels, *args, **kwargs)
+        own = comfy.samplers.sampler_object(self.spec.sampler)  # some others never reach the model in a single step
+        return executor(start, latent_image, own, levels, *args, **kwargs)
 
 
 def set_start(patched: ModelPatcher, spec: Spec, mean: Tensor, spread: Tensor | None) -> None:
@@ -168,5 +166,5 @@ def set_start(patched: ModelPatcher, spec: Spec, mean: Tensor, spread: Tensor | 
     """
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, START_KEY)
     if spread is not None:
-        wrapper = StartFromLR(mean, spread, spec.steps)
+        wrapper = StartFromLR(mean, spread, spec)
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, START_KEY, wrapper)

@@ -291,9 +291,9 @@ def test_another_control_takes_the_weights_back(golden, graph: Graph, host: Comf
     (host.work_dir / "models" / "model_patches" / "zero.safetensors").unlink()
 
 
-def test_scale_zero_is_the_base(golden, graph: Graph) -> None:
-    (velocity,) = graph.latents(graph.velocity([graph.apply(control_scale=0.0), 0]))
-    close(velocity, golden["single/velocity_without_lora"])
+def test_scale_zero_is_refused(graph: Graph) -> None:
+    with pytest.raises(ExecutionError, match="expected control_scale 1"):
+        graph.latents(graph.velocity([graph.apply(control_scale=0.0), 0]))
 
 
 def test_users_own_lora_stays(golden, graph: Graph, host: ComfyServer) -> None:

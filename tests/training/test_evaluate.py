@@ -277,7 +277,7 @@ def test_models_are_restored_once_and_scored_beside_folders(folders, counted, ca
     command += ["--sr", f"good={folders / 'good'}"]
     (folders / "good" / "10.png").unlink()
     assert evaluate.main(command) == 0
-    results = sorted((folders / "out" / "restored" / "tiny").iterdir())
+    results = sorted((folders / "out" / "restored" / "tiny").glob("*.png"))
     assert [path.name for path in results] == ["1.png", "2.png"]
     assert Image.open(results[0]).size == (96, 64)
     report = (folders / "out" / "scores.md").read_text()
@@ -286,6 +286,9 @@ def test_models_are_restored_once_and_scored_beside_folders(folders, counted, ca
     results[1].unlink()
     assert evaluate.main(command) == 0
     assert results[0].stat().st_mtime_ns == before and results[1].exists()
+    capsys.readouterr()
+    assert evaluate.main([*command, "--scale", "2"]) == 2
+    assert "expected results of the same files and scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

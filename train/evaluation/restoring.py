@@ -1,5 +1,6 @@
 """Restore a folder of inputs with a model of any control family, so that models can be scored side by side."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from eam_core.images import list_images, load_image, save_image
 from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
+from train.run_folder import write_text
 
 EMBEDDED_NAME = "embedded"
+SETTINGS = "restored.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +42,11 @@ class Model:
             ValueError: it is something else.
         """
         name, equals, files = text.partition("=")
-        if name and Path(name).name == name and files == EMBEDDED_NAME:
+        if name and _is_name(name) and files == EMBEDDED_NAME:
             assert EMBEDDED.control and EMBEDDED.base and EMBEDDED.autoencoder
             return cls(name=name, control=EMBEDDED.control, base=EMBEDDED.base, autoencoder=EMBEDDED.autoencoder)
         paths = [Path(part) for part in files.split(",") if part]
-        if not (name and equals and 3 <= len(paths) <= 4) or Path(name).name != name:
+        if not (name and equals and 3 <= len(paths) <= 4) or not _is_name(name):
             raise ValueError(
                 f"--restore: expected NAME=CONTROL,BASE,AUTOENCODER[,TEXT_ENCODERS] or NAME={EMBEDDED_NAME}, "
                 f"got {text!r}"
@@ -69,6 +72,7 @@ def restore_folder(model: Model, lr: Path, out: Path, *, scale: float, seed: int
         EAMError: a picture or a model cannot be read, or a result not be written.
     """
     target = out / model.name
+    _claim(target, model, scale, seed)
     sources = list_images(lr)
     if not sources:
         raise ImageError(f"{lr}: expected a folder with pictures in it, found none; check --lr")
@@ -83,7 +87,6 @@ def restore_folder(model: Model, lr: Path, out: Path, *, scale: float, seed: int
         device=device,
     )
     config = RestoreConfig.from_spec(restorer.spec, scale=scale, seed=seed)
-    target.mkdir(parents=True, exist_ok=True)
     for path in tqdm(waiting, desc=model.name, unit="picture"):
         try:
             result = restorer.restore_picture(load_image(path), config, lambda done, total: None)
@@ -91,3 +94,21 @@ def restore_folder(model: Model, lr: Path, out: Path, *, scale: float, seed: int
             raise EAMError(f"{model.name}, {path.name}: {error}") from error
         save_image(result, target / f"{path.stem}.png")
     return target
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and text not in (".", "..") and Path(text).name == text
+
+
+def _claim(target: Path, model: Model, scale: float, seed: int) -> None:
+    """Note what a folder of results is made with, or refuse one that was begun with something else."""
+    files = (model.control, model.base, model.autoencoder, model.text_encoders)
+    settings = {"files": [file and str(file) for file in files], "scale": scale, "seed": seed}
+    note = target / SETTINGS
+    if note.exists():
+        if json.loads(note.read_text(encoding="utf-8")) != settings:
+            raise EAMError(
+                f"{target}: expected results of the same files and scale, got others; use another name or --out"
+            )
+        return
+    write_text(note, json.dumps(settings, indent=1) + "\n")
