@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,15 @@ from eam_core.presets import EMBEDDED
 from eam_core.weight_files import read_metadata, read_weights, save_weights
 
 BUILDERS = {"autoencoder": build_autoencoder, "base": build_mmdit, "control": build_control}
+
+
+def without_folders(value: Any) -> Any:
+    """Leave of every absolute path in settings its last part: what ships says nothing of where it was made."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def main() -> None:
@@ -31,7 +41,7 @@ def main() -> None:
         check_pair(modules["base"].params, modules["control"].params, sources["control"])  # type: ignore[arg-type]
         out.mkdir(parents=True, exist_ok=True)
         for name, module in modules.items():
-            metadata = {key: json.loads(value) for key, value in read_metadata(sources[name]).items()}
+            metadata = {key: without_folders(json.loads(value)) for key, value in read_metadata(sources[name]).items()}
             target = out / getattr(EMBEDDED, name).name
             save_weights(target, module.state_dict(), dtype=torch.float16, **metadata)
             print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")

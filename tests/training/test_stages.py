@@ -18,7 +18,7 @@ from eam_core.pipeline import Restorer
 from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
 from eam_core.weight_files import read_metadata, read_weights, save_weights
-from train import train_autoencoder, train_base, train_few_step, train_psi_dit
+from train import pack_embedded, train_autoencoder, train_base, train_few_step, train_psi_dit
 from train.control_task import ControlTask
 from train.objective import draw
 from train.options import parse_config
@@ -246,3 +246,12 @@ def test_grid_strength_finds_detail_that_keeps_to_places_of_a_patch():
     assert grid_strength(noise * places.repeat(17, 17)[:130, :130]) > 0.1
     pattern = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)).repeat(17, 17)[:130, :130]
     assert grid_strength(noise + pattern) > 0.3
+
+
+def test_what_is_packed_says_nothing_of_where_it_was_made():
+    settings = {"parts": {"base": "/somewhere/base.safetensors", "kind": "a/b"}, "data": ["/photos"], "steps": 3}
+    expected = {"parts": {"base": "base.safetensors", "kind": "a/b"}, "data": ["photos"], "steps": 3}
+    assert pack_embedded.without_folders(settings) == expected
+    for file in (EMBEDDED.autoencoder, EMBEDDED.base, EMBEDDED.control):
+        metadata = {key: json.loads(value) for key, value in read_metadata(file).items()}
+        assert pack_embedded.without_folders(metadata) == metadata
