@@ -1,4 +1,4 @@
-"""From a picture to a caption: what is asked, how answers are read, worded, fitted and kept."""
+"""From a picture to a caption: what is asked, how often, and what is kept; the command that prints it."""
 
 import json
 import subprocess
@@ -10,11 +10,11 @@ import torch
 
 from eam_core import cli
 from eam_core.captioning.cache import CaptionCache, picture_hash
-from eam_core.captioning.caption import Caption, FocalArea, read_answer
+from eam_core.captioning.caption import Caption, read_answer
 from eam_core.captioning.captioner import CaptionConfig, SubjectCaptioner, tile_boxes
 from eam_core.captioning.messages import CaptionError, GenerateConfig
 from eam_core.captioning.prompt import LONGEST_SIDE, load_prompt
-from eam_core.captioning.wording import CLIP_TOKENS, T5_TOKENS, estimate_tokens, fitted, without_damage
+from eam_core.captioning.wording import fitted, without_damage
 
 PICTURE = torch.randint(0, 256, (3, 24, 40), generator=torch.Generator().manual_seed(0)) / 255
 GOOD = json.dumps(
@@ -72,185 +72,6 @@ def test_large_pictures_are_reduced_before_a_model_sees_them():
     large = load_prompt().conversation(torch.rand(3, 1000, 3 * LONGEST_SIDE), "da")[-1].parts[0]
     assert large.shape == (3, 333, LONGEST_SIDE)
     assert large.min() >= 0 and large.max() <= 1
-
-
-# Answers
-
-
-def test_an_answer_is_read_with_its_focal_areas():
-    caption = read_answer(GOOD, "sa")
-    assert caption == Caption("A red fox sits.", True, (FocalArea("red fox", (0.1, 0.2, 0.6, 0.9)),))
-    assert Caption.from_json(json.loads(json.dumps(caption.as_json()))) == caption
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        "{}",
-        "```json\n{}\n```",
-        "<think>It has {{a}} fox.</think>{}",
-        "Here it is: {}. Anything else?",
-        "It has {{a}} fox.</think>{}",
-    ],
-)
-def test_talk_around_the_json_is_left_out(around):
-    assert read_answer(around.format(GOOD), "sa") == read_answer(GOOD, "sa")
-
-
-@pytest.mark.parametrize(
-    ("box", "expected"),
-    [
-        ([-50, 0, 2000, 500], (0.0, 0.0, 1.0, 0.5)),
-        ([600, 0, 100, 500], None),
-        ([0, 0, 500], None),
-        (["0", 0, 1, 1], None),
-        ("everywhere", None),
-        (None, None),
-        ([float("nan"), 0, 500, 500], None),
-    ],
-)
-def test_boxes_are_fractions_inside_the_picture_or_none(box, expected):
-    text = json.dumps({"focused": True, "focal_areas": [{"name": "fox", "box": box}], "caption": "A fox."})
-    assert read_answer(text, "sa").focal_areas == (FocalArea("fox", expected),)
-
-
-def test_an_unfocused_picture_has_no_focal_areas():
-    text = json.dumps({"focused": False, "focal_areas": [{"name": "hill"}], "caption": "Hills."})
-    assert read_answer(text, "sa") == Caption("Hills.")
-
-
-AREAS = '"focal_areas": [{"name": "fox", "box": [0, 0, 500, 1000]}], '
-
-
-@pytest.mark.parametrize(
-    ("answer", "areas"),
-    [
-        ('{"focused": true, %s"caption": "A red\nfox sits."', 1),
-        ('{"focused": true, %s"caption": "A red fox sits.",}', 1),
-        ('{"focused": true, %s"caption": "A red fox sits."', 1),
-        ('{"focused": true, %s"caption": "A red fox sits. It looks to the', 0),
-        ('{"focused": true, "caption": "A red fox sits.", "focal_areas": [{"na', 0),
-    ],
-)
-def test_json_with_small_faults_or_that_breaks_off_still_gives_its_caption(answer, areas):
-    caption = read_answer(answer % AREAS if "%s" in answer else answer, "sa")
-    assert caption.caption == "A red fox sits."
-    assert len(caption.focal_areas) == areas
-
-
-def test_quotes_that_are_not_escaped_stay_in_the_caption():
-    answer = '{"focused": true, "caption": "A sign reads "STOP" in red."}'
-    assert read_answer(answer, "sa").caption == 'A sign reads "STOP" in red.'
-
-
-def test_text_that_breaks_off_ends_with_its_last_whole_sentence():
-    assert read_answer("A fox sits. It is 1.5 m long. Behind it", "da").caption == "A fox sits. It is 1.5 m long."
-    assert read_answer("A red fox in the", "da").caption == "A red fox in the"
-
-
-def test_braces_in_a_plain_caption_are_no_json():
-    text = 'A sign reading "{hello}" stands.'
-    assert read_answer(text, "da").caption == text
-    assert read_answer('{"caption": "A fox."}', "da").caption == "A fox."
-
-
-def test_what_no_file_takes_is_left_out():
-    assert read_answer("A fox\ud83d \x1b[31msits\x00.", "da").caption == "A fox [31msits."
-    text = json.dumps({"focused": True, "focal_areas": [{"name": "fox", "box": [0, 0, 10**400, 500]}], "caption": "A."})
-    assert read_answer(text, "sa").focal_areas[0].box == (0.0, 0.0, 1.0, 0.5)
-
-
-def test_plain_text_is_a_caption_without_focus():
-    assert read_answer("Hills under\n a blue sky.", "da") == Caption("Hills under a blue sky.")
-    assert read_answer("Hills under a blue sky.", "sa") == Caption("Hills under a blue sky.")
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ("", "got an empty answer"),
-        ("  ```json\n``` ", "got an empty answer"),
-        ("<think>What is it", "got an empty answer"),
-        ("I'm sorry, but I can't help with that.", "got a refusal"),
-        ("I cannot describe people.", "got a refusal"),
-        ("I'm unable to describe this.", "got a refusal"),
-        ("I’m not able to see it.", "got a refusal"),
-        ("I apologize, but no.", "got a refusal"),
-        ("Apologies, but I cannot.", "got a refusal"),
-        ("I don't see any image attached.", "got a refusal"),
-        ("It seems no image was provided.", "got a refusal"),
-        ("As a language model, I cannot.", "got a refusal"),
-        ("Unable to process the image.", "got a refusal"),
-        ('{"caption": "I am unable to see pictures."}', "got a refusal"),
-        ('{"focused": true}', "expected JSON with a caption"),
-        ('{"caption": ["a"]}', "expected JSON with a caption"),
-        ('{"caption": ', "expected JSON with a caption"),
-        ("{" * 5000, "expected JSON with a caption"),
-    ],
-)
-def test_what_is_no_caption_is_refused_in_one_sentence(answer, message):
-    with pytest.raises(CaptionError, match=message) as refusal:
-        read_answer(answer, "sa")
-    assert len(str(refusal.value)) < 250
-
-
-# Wording
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The image is blurry and of low quality.", ""),
-        ("The photo appears to be grainy. A cat sleeps.", "A cat sleeps."),
-        ("A blurry, low-quality photo of a cat.", "A photo of a cat."),
-        ("An out-of-focus cat on a slightly pixelated orange mat.", "A cat on an orange mat."),
-        ("The image is blurry but shows a red bus.", "Shows a red bus."),
-        ("A red bus drives by, with heavy motion blur.", "A red bus drives by."),
-        ("There are JPEG artifacts around the edges.", ""),
-        (
-            "A noisy, out of focus and low resolution picture of a tree due to compression artifacts.",
-            "A picture of a tree.",
-        ),
-        ("The photo is blurry and grainy.", ""),
-        ("A grainy photo of a dog that lacks detail.", "A photo of a dog."),
-        # What sounds alike and is no damage of the picture.
-        ("A damaged wall beside a fuzzy blanket.", "A damaged wall beside a fuzzy blanket."),
-        ("Ancient artifacts in a museum.", "Ancient artifacts in a museum."),
-        ("Fine noise barriers line the road.", "Fine noise barriers line the road."),
-        ("Noisy children play with grainy mustard.", "Noisy children play with grainy mustard."),
-        ("Soft light falls through mist.", "Soft light falls through mist."),
-    ],
-)
-def test_words_of_damage_go_and_the_rest_stays(text, expected):
-    assert without_damage(text) == expected
-
-
-def test_the_subject_comes_first():
-    caption = Caption(
-        "Trees stand in a row. A red fox sits on moss. It looks up. Snow lies around.", True, (FocalArea("red fox"),)
-    )
-    assert fitted(caption).caption == "A red fox sits on moss. It looks up. Trees stand in a row. Snow lies around."
-
-
-def test_further_focal_areas_follow_while_clip_reads_them():
-    tail = "A dog barks at the gate."
-    caption = Caption(f"Hills rise behind. {tail} A fox sits.", True, (FocalArea("fox"), FocalArea("dog")))
-    assert fitted(caption).caption == f"A fox sits. {tail} Hills rise behind."
-    long_dog = "A dog " + "with a very long coat " * 20 + "barks."
-    caption = Caption(f"Hills rise behind. {long_dog} A fox sits.", True, (FocalArea("fox"), FocalArea("dog")))
-    assert estimate_tokens(f"A fox sits. {long_dog}")[0] > CLIP_TOKENS
-    assert fitted(caption).caption == f"A fox sits. Hills rise behind. {long_dog}"
-
-
-def test_whole_sentences_leave_at_the_end_until_t5_reads_all():
-    sentences = [f"Thing number {i} stands on the wide green meadow." for i in range(60)]
-    text = fitted(Caption(" ".join(sentences))).caption
-    kept = text.split(". ")
-    assert text == " ".join(sentences[: len(kept)])
-    assert estimate_tokens(text)[1] <= T5_TOKENS < estimate_tokens(" ".join(sentences[: len(kept) + 1]))[1]
-    assert 200 < estimate_tokens(fitted(Caption("tree " * 1000)).caption)[1] <= T5_TOKENS
-    assert 0 < len(fitted(Caption("x" * 100_000)).caption) < 3000
-    assert estimate_tokens(fitted(Caption("A b. " * 200_000)).caption)[1] <= T5_TOKENS
 
 
 # Captioner and cache
