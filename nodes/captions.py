@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from .types import CATEGORY, CaptionerType, TileCaptionsType, to_core
+from .types import CaptionerType, TileCaptionsType, schema, to_core
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +20,19 @@ class LoadCaptioner(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "VLM loader",
+                "LLaVA loader",
+                "Qwen-VL loader",
+                "MiniCPM-V",
+                "Ollama",
+                "vLLM",
+                "image to text",
+                "captioning model",
+            ],
             node_id="EAM_LoadCaptioner",
             display_name="EAM Load Captioner",
-            category=CATEGORY,
             description="Opens a vision-language model that describes pictures: a folder below ComfyUI's models "
             "folder, or an OpenAI-compatible server such as vLLM, llama.cpp or Ollama on this machine.",
             inputs=[
@@ -35,7 +44,10 @@ class LoadCaptioner(io.ComfyNode):
                     "an endpoint. Pictures go to other machines only if EAM_ALLOW_REMOTE lists them for ComfyUI.",
                 ),
                 io.String.Input(
-                    "name", default="", optional=True, tooltip="Which of an endpoint's models; empty takes its first."
+                    "name",
+                    default="",
+                    optional=True,
+                    tooltip="Which of an endpoint's models; empty takes its first. Not for a folder.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -44,7 +56,7 @@ class LoadCaptioner(io.ComfyNode):
                     "in newer versions of ComfyUI. It gets the example answers without their pictures.",
                 ),
             ],
-            outputs=[CaptionerType.Output(display_name="captioner")],
+            outputs=[CaptionerType.Output(display_name="captioner", tooltip="For EAM Subject Caption.")],
         )
 
     @classmethod
@@ -61,10 +73,19 @@ class SubjectCaption(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "image caption",
+                "describe image",
+                "image to prompt",
+                "interrogate",
+                "SUPIR LLaVA prompt",
+                "Florence caption",
+                "JoyCaption",
+                "tagger",
+            ],
             node_id="EAM_SubjectCaption",
             display_name="EAM Subject Caption",
-            category=CATEGORY,
             description="Describes what a picture is about, for the prompt of an SD3 model. Type a caption, or let a "
             "captioner write one and edit it. Connect caption to CLIP Text Encode.",
             is_output_node=True,
@@ -91,7 +112,7 @@ class SubjectCaption(io.ComfyNode):
                     placeholder="e.g. name the species of the bird",
                     tooltip="Added to what the captioner is told.",
                 ),
-                io.Int.Input("max_tokens", default=512, min=16, max=4096, tooltip="Most tokens of an answer."),
+                io.Int.Input("max_tokens", default=512, min=16, max=4096, tooltip="Most tokens of the answer."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -106,7 +127,12 @@ class SubjectCaption(io.ComfyNode):
                     tooltip="Describe each tile as well, for EAM Encode Tile Captions; takes a model call per tile.",
                 ),
                 io.Float.Input(
-                    "scale", default=4.0, min=1.0, max=8.0, step=0.25, tooltip="For tiles: as in EAM Apply Control."
+                    "scale",
+                    default=4.0,
+                    min=1.0,
+                    max=8.0,
+                    step=0.25,
+                    tooltip="For tiles: how many times the image is enlarged, as in EAM Apply Control.",
                 ),
                 io.Int.Input(
                     "tile",
@@ -114,15 +140,20 @@ class SubjectCaption(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=16,
-                    tooltip="In pixels of the result, as in EAM Tiled Sampler. 0: 1024, what SD3 likes.",
+                    tooltip="Side of a tile in pixels of the result, as in EAM Tiled Sampler. 0: 1024, what SD3 likes.",
                 ),
                 io.Int.Input(
-                    "overlap", default=0, min=0, max=2048, step=16, tooltip="In pixels of the result. 0: tile / 4."
+                    "overlap",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=16,
+                    tooltip="How far neighbouring tiles overlap, in pixels of the result. 0: a quarter of the tile.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="caption"),
-                TileCaptionsType.Output(display_name="tile_captions"),
+                io.String.Output(display_name="caption", tooltip="For the text of CLIP Text Encode."),
+                TileCaptionsType.Output(display_name="tile_captions", tooltip="For EAM Encode Tile Captions."),
                 io.String.Output(
                     display_name="report", tooltip="Caption, focal areas and tiles as JSON, as the command line prints."
                 ),

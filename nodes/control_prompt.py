@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, ControlType
+from .types import ControlType, schema
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -20,22 +20,32 @@ class ControlPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "TSD-SR prompt",
+                "fixed prompt",
+                "default prompt embedding",
+                "prompt_embeds",
+            ],
             node_id="EAM_ControlPrompt",
             display_name="EAM Control Prompt",
-            category=CATEGORY,
             description="The prompt of a control that was trained with one text for every picture (TSD-SR): for "
             "positive and negative of EAM Apply Control. Needs no text encoder where the control's folder holds "
             "embeddings.safetensors.",
             inputs=[
-                ControlType.Input("control"),
+                ControlType.Input(
+                    "control", tooltip="From EAM Load Model: one that was trained with one text, such as TSD-SR."
+                ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
                     tooltip="SD3's text encoders, to embed the text where the control's folder has no embedding.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(), io.String.Output(display_name="text")],
+            outputs=[
+                io.Conditioning.Output(tooltip="For positive and negative of EAM Apply Control."),
+                io.String.Output(display_name="text", tooltip="The words of the prompt, to read."),
+            ],
         )
 
     @classmethod

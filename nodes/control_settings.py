@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, ControlType
+from .types import ControlType, schema
 
 if TYPE_CHECKING:
     from .patcher import Control
@@ -20,13 +20,20 @@ class ControlSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "DiT4SR settings",
+                "key rule",
+                "conv scale",
+                "dit4sr_q",
+                "dit4sr_f",
+                "dit4sr_r1",
+            ],
             node_id="EAM_ControlSettings",
             display_name="EAM Control Settings",
-            category=CATEGORY,
             description="Changes what the files of DiT4SR leave open. Not needed for other controls.",
             inputs=[
-                ControlType.Input("control"),
+                ControlType.Input("control", tooltip="From EAM Load Model, with DiT4SR's weights."),
                 io.Combo.Input(
                     "key_rule",
                     options=[AS_LOADED, "first", "r1"],
@@ -43,7 +50,7 @@ class ControlSettings(io.ComfyNode):
                     tooltip="Share of image structure that flows into the result inside the blocks. 1.2 as published.",
                 ),
             ],
-            outputs=[ControlType.Output(display_name="control")],
+            outputs=[ControlType.Output(display_name="control", tooltip="The same weights with these settings.")],
         )
 
     @classmethod

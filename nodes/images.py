@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..eam_core.presets import EMBEDDED
-from .types import CATEGORY, to_core, to_host
+from .types import CATEGORY, schema, to_core, to_host
 
 
 class ColorFix(io.ComfyNode):
@@ -15,10 +15,18 @@ class ColorFix(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "color match",
+                "colour match",
+                "color correction",
+                "color transfer",
+                "wavelet",
+                "AdaIN",
+                "LAB",
+            ],
             node_id="EAM_ColorFix",
             display_name="EAM Color Fix",
-            category=CATEGORY,
             description="Gives a restored image the colors of its low-resolution original and keeps its detail.",
             inputs=[
                 io.Image.Input("image", tooltip="The restored image."),
@@ -28,10 +36,10 @@ class ColorFix(io.ComfyNode):
                     options=["wavelet", "adain", "lab", "none"],
                     default=EMBEDDED.color_fix,
                     tooltip="wavelet: the original's coarse colors and brightness. adain: its mean and contrast. "
-                    "lab: its coarse hue only, brightness stays.",
+                    "lab: its coarse hue only, brightness stays. none: no change. DiT4SR: adain.",
                 ),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="The restored image in the original's colors.")],
         )
 
     @classmethod
@@ -51,13 +59,20 @@ class Degrade(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "make low resolution",
+                "downscale",
+                "blur",
+                "add noise",
+                "JPEG artifacts",
+                "Real-ESRGAN degradation",
+            ],
             node_id="EAM_Degrade",
             display_name="EAM Degrade",
-            category=CATEGORY,
             description="Makes a low-resolution test input from a clean photo: blur, reduction, noise, JPEG.",
             inputs=[
-                io.Image.Input("image"),
+                io.Image.Input("image", tooltip="A clean photo or a batch of them."),
                 io.Int.Input("scale", default=4, min=1, max=8, tooltip="Each side shrinks by this factor."),
                 io.Float.Input(
                     "blur",
@@ -82,7 +97,14 @@ class Degrade(io.ComfyNode):
                     max=100,
                     tooltip="100 leaves JPEG out. Used by the preset custom only.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the noise and of a preset's draws: the same seed gives the same result.",
+                ),
                 io.Combo.Input(
                     "preset",
                     options=["custom", "plain", "light", "stock"],
@@ -93,7 +115,7 @@ class Degrade(io.ComfyNode):
                     "each image draws its own from seed, seed + 1, ...",
                 ),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="The low-resolution image, rounded to 8-bit levels.")],
         )
 
     @classmethod

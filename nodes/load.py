@@ -4,7 +4,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from .control_choices import control_choices
-from .types import AUTO, CATEGORY, EMBEDDED_CHOICE, ControlType
+from .types import AUTO, EMBEDDED_CHOICE, ControlType, schema
 
 
 class LoadModel(io.ComfyNode):
@@ -13,10 +13,19 @@ class LoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "SUPIR model loader",
+                "upscale model loader",
+                "load SD3 control",
+                "super resolution",
+                "restore photo",
+                "DiT4SR",
+                "TSD-SR",
+                "Psi-DiT",
+            ],
             node_id="EAM_LoadModel",
             display_name="EAM Load Model",
-            category=CATEGORY,
             description="Loads a base of the SD3 family and the control weights that make it restore photos. "
             "A MODEL from another loader works as well: take only the control from here.",
             inputs=[
@@ -37,10 +46,10 @@ class LoadModel(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(),
-                io.Clip.Output(),
-                io.Vae.Output(),
-                ControlType.Output(display_name="control"),
+                io.Model.Output(tooltip="The base; LoRA and model patches go between here and EAM Apply Control."),
+                io.Clip.Output(tooltip="The checkpoint's text encoders; none with the embedded model."),
+                io.Vae.Output(tooltip="Encodes for EAM Apply Control and decodes the sampler's result."),
+                ControlType.Output(display_name="control", tooltip="The control weights, for EAM Apply Control."),
             ],
         )
 

@@ -8,7 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..eam_core.presets import EMBEDDED
-from .types import CATEGORY, TileConditioningType
+from .types import TileConditioningType, schema
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -22,29 +22,67 @@ class TiledSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs; the defaults suit the embedded model."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "KSampler",
+                "SUPIR sampler",
+                "Ultimate SD Upscale",
+                "Tiled Diffusion",
+                "MultiDiffusion",
+                "Mixture of Diffusers",
+                "tiled KSampler",
+                "tile upscale",
+                "start from image",
+                "denoise",
+            ],
             node_id="EAM_TiledSampler",
             display_name="EAM Tiled Sampler",
-            category=CATEGORY,
             description="Samples in overlapping tiles that are blended at every step, so that memory follows the tile "
             "and not the image.",
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent"),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True),
-                io.Int.Input("steps", default=EMBEDDED.steps, min=1, max=1000, tooltip="SD3: about 28."),
+                io.Model.Input("model", tooltip="From EAM Apply Control; any SD3-family MODEL works."),
+                io.Conditioning.Input("positive", tooltip="From EAM Apply Control."),
+                io.Conditioning.Input("negative", tooltip="From EAM Apply Control. Unused at cfg 1."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="From EAM Apply Control: the size of the result, and what a start_sigma under 1 keeps.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the noise: the same seed gives the same result.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=EMBEDDED.steps,
+                    min=1,
+                    max=1000,
+                    tooltip="Model calls per tile. Embedded model and TSD-SR: 1. SD3: about 28. DiT4SR: 40.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=EMBEDDED.cfg_scale,
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="1 ignores the negative prompt and takes half the time. SD3: about 5.",
+                    tooltip="Pull towards the prompt. 1 ignores the negative prompt and takes half the time. Embedded "
+                    "model and TSD-SR: 1. SD3: about 5. DiT4SR: 8.",
                 ),
-                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default=EMBEDDED.sampler),
-                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="sgm_uniform"),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.SAMPLER_NAMES,
+                    default=EMBEDDED.sampler,
+                    tooltip="One of ComfyUI's samplers. euler fits all; dpmpp_2m does well with SD3.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default="sgm_uniform",
+                    tooltip="How noise levels are spread over the steps. sgm_uniform fits most; DiT4SR: normal.",
+                ),
                 io.Float.Input(
                     "start_sigma",
                     default=EMBEDDED.sigma_start,
@@ -62,12 +100,28 @@ class TiledSampler(io.ComfyNode):
                     tooltip="0 lets the model decide, 1 stays closest to the low-resolution image.",
                 ),
                 io.Int.Input(
-                    "tile", default=0, min=0, max=4096, step=16, tooltip="In pixels. 0: the size the model likes."
+                    "tile",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    tooltip="Side of a tile in pixels of the result. 0: what the model was trained for.",
                 ),
                 io.Int.Input(
-                    "overlap", default=0, min=0, max=2048, step=16, tooltip="In pixels. 0: a quarter of the tile."
+                    "overlap",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=16,
+                    tooltip="How far neighbouring tiles overlap, in pixels of the result. 0: what suits the tile.",
                 ),
-                io.Int.Input("tile_batch", default=1, min=1, max=64, tooltip="Tiles at once; the result is the same."),
+                io.Int.Input(
+                    "tile_batch",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Tiles at once: faster where memory allows; the result is the same.",
+                ),
                 io.Float.Input(
                     "cfg_end",
                     default=0.0,
@@ -75,7 +129,7 @@ class TiledSampler(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     optional=True,
-                    tooltip="CFG falls or rises evenly to this value. 0: cfg all the way.",
+                    tooltip="CFG falls or rises evenly with the noise to this value. 0: cfg all the way.",
                 ),
                 TileConditioningType.Input(
                     "tile_positive",
@@ -93,7 +147,7 @@ class TiledSampler(io.ComfyNode):
                     "in the same time. Between: the average of two predictions, in up to twice the time.",
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The restored latents, for VAE Decode.")],
         )
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, TileCaptionsType, TileConditioningType
+from .types import TileCaptionsType, TileConditioningType, schema
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -20,17 +20,26 @@ class EncodeTileCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe inputs and outputs."""
-        return io.Schema(
+        return schema(
+            search_aliases=[
+                "per-tile prompts",
+                "regional prompt",
+                "regional conditioning",
+                "area conditioning",
+                "tile prompt",
+                "CLIP Text Encode tiles",
+            ],
             node_id="EAM_EncodeTileCaptions",
             display_name="EAM Encode Tile Captions",
-            category=CATEGORY,
             description="Encodes the captions of a picture's tiles, so that EAM Tiled Sampler can prompt each of its "
             "tiles with what is there. Equal captions are encoded once.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The one that encodes the positive prompt."),
-                TileCaptionsType.Input("tile_captions"),
+                TileCaptionsType.Input(
+                    "tile_captions", tooltip="From EAM Subject Caption with tile_captions switched on."
+                ),
             ],
-            outputs=[TileConditioningType.Output(display_name="tile_positive")],
+            outputs=[TileConditioningType.Output(display_name="tile_positive", tooltip="For EAM Tiled Sampler.")],
         )
 
     @classmethod
