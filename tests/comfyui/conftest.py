@@ -4,14 +4,45 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path.append(str(Path(__file__).resolve().parent))
 
 from comfy_host import ComfyServer
+from graphs import Graph
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     with ComfyServer(tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+@pytest.fixture
+def graph(server: ComfyServer, photos: None) -> Graph:
+    return Graph(server)
+
+
+@pytest.fixture(scope="session")
+def models(server: ComfyServer) -> Path:
+    """ComfyUI's own folders of weights."""
+    folder = server.work_dir / "models"
+    for kind in ("checkpoints", "diffusion_models", "loras", "model_patches"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two small pictures of 32 x 24 pixels in the input folder."""
+    folder = tmp_path_factory.mktemp("photos")
+    y, x = np.mgrid[0:24, 0:32]
+    for name, phase in (("one", 0.0), ("two", 2.0)):
+        waves = [np.sin(x / period + phase) * np.cos(y / (period + 1)) for period in (3, 5, 9)]
+        pixels = np.stack(waves, axis=-1) * 60 + (x + y)[..., None] + 90
+        path = folder / f"{name}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+        server.upload_image(path)
