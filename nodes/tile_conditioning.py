@@ -4,6 +4,7 @@ Each distinct prompt is one more list beside "positive" and "negative" in a guid
 it as they prepare those: a copy of the positive list with another text. Blending is core's own weighing of entries.
 """
 
+import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -34,15 +35,18 @@ Cut = Callable[[str, list[Box]], list[Cond]]
 def encode_captions(clip: comfy.sd.CLIP | None, captions: "Iterable[TileCaption]") -> TileConditioning:
     """Encode the captions of tiles; equal texts are encoded once and share one conditioning.
 
+    The embedded model's encoder knows no text: a warning says so, and its null text comes out for every tile.
+
     Raises:
-        CheckpointError: the text encoder is missing or knows no text.
+        CheckpointError: the text encoder is missing.
     """
-    if clip is None or isinstance(getattr(clip, "tokenizer", None), NullTokenizer):
-        found = "none" if clip is None else "the embedded model's, which knows no text"
+    if clip is None:
         raise CheckpointError(
-            f"expected SD3's text encoders for tile prompts, got {found}; connect the CLIP of a checkpoint that holds "
+            "expected SD3's text encoders for tile prompts, got none; connect the CLIP of a checkpoint that holds "
             "them or of TripleCLIPLoader, or remove EAM_EncodeTileCaptions"
         )
+    if isinstance(getattr(clip, "tokenizer", None), NullTokenizer):
+        logging.warning("EAM: the embedded model knows no text; tile captions have no effect")
     tiles = [(tile.box, tile.caption.caption) for tile in captions]
     texts = list(dict.fromkeys(text for _, text in tiles))
     bar, encoded = comfy.utils.ProgressBar(len(texts)), {}

@@ -370,15 +370,27 @@ def test_no_captions_are_no_tile_prompts(host: ComfyServer) -> None:
     assert torch.equal(run(host, "the photo", [], 1.0), run(host, "the photo"))
 
 
+def test_the_embedded_model_runs_and_says_that_captions_have_no_effect(host: ComfyServer) -> None:
+    def sampled(tiles: Any, strength: float = 0.5) -> Tensor:
+        graph = Graph(host)
+        graph.clip = graph.embedded_clip
+        return graph.sample(graph.text("the photo"), tiles, strength)
+
+    start = host.log_path.stat().st_size
+    # Own and global prompt are the same null text; their average differs by rounding alone.
+    assert torch.allclose(sampled(TILES), sampled(None), atol=1e-4)
+    assert torch.equal(sampled(TILES, 1.0), sampled(None))
+    said = host.log_path.read_bytes()[start:].decode(errors="replace")
+    assert "the embedded model knows no text; tile captions have no effect" in said
+
+
 def test_encoders_that_cannot_serve_are_named_in_a_sentence(host: ComfyServer) -> None:
     fox = [((0, 0, 1, 1), "a red fox")]
-    for clip, found in (("embedded", "the embedded model's, which knows no text"), ("missing", "none")):
-        graph = Graph(host)
-        chosen = graph.embedded_clip if clip == "embedded" else graph.link("NoCLIP")
-        graph.add("Objects", tiles=graph.tiles(fox, chosen))
-        message = f"EAM_EncodeTileCaptions: expected SD3's text encoders for tile prompts, got {found}; connect"
-        with pytest.raises(ExecutionError, match=message):
-            host.run(graph.prompt)
+    graph = Graph(host)
+    graph.add("Objects", tiles=graph.tiles(fox, graph.link("NoCLIP")))
+    message = "EAM_EncodeTileCaptions: expected SD3's text encoders for tile prompts, got none; connect"
+    with pytest.raises(ExecutionError, match=message):
+        host.run(graph.prompt)
     graph = Graph(host)
     positive, graph.clip = graph.text("the photo"), graph.link("TextCLIP", width=48)
     message = "EAM_TiledSampler: expected tile prompts of 64 channels like the positive conditioning, got 48; encode"
