@@ -1,6 +1,5 @@
 """The guider behind EAM_TiledSampler: core's prediction tile by tile, blended, and pulled towards the LR latents."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
 from ..eam_core.tiling import Box, TileGrid, tiled
 from .hooks import LR_COND, check_lr_size
+from .progress import Progress
 from .tile_conditioning import Cond, TileConditioning, TilePrompts
 
 _FEATHER = 8  # latents; core fades the inner edges of an area over as many
@@ -33,8 +33,8 @@ class TilingConfig:
 class TiledGuider(comfy.samplers.CFGGuider):
     """CFGGuider that predicts the denoised latents tile by tile at every step."""
 
-    on_tile: Callable[[int, int], None] | None = None
-    """Called as (tiles done, tiles in all) after each model call."""
+    progress: Progress | None = None
+    """Is told of each tile."""
 
     def __init__(self, model: ModelPatcher, tiling: TilingConfig, *, cfg_start: float, cfg_end: float, fidelity: float):
         """Keep the settings.
@@ -81,14 +81,16 @@ class TiledGuider(comfy.samplers.CFGGuider):
         def predict(tiles: Tensor, boxes: list[Box]) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
             negative, positive = cut("negative", boxes), self.tile_prompts.positive(cut, boxes, size)
-            sigmas = timestep.repeat(len(boxes))
+            levels = timestep.repeat(len(boxes))
             return comfy.samplers.sampling_function(
-                self.inner_model, tiles, sigmas, negative, positive, self.cfg, model_options=options, seed=seed
+                self.inner_model, tiles, levels, negative, positive, self.cfg, model_options=options, seed=seed
             )
 
         grouped = self.tile_prompts.in_groups(predict, self.conds, size)
-        denoised = tiled(grouped, x, grid, tile_batch=self.tiling.tile_batch, on_tile=self.on_tile)
-        return self._guide(denoised, sigma, sigma_start=float(options["transformer_options"]["sample_sigmas"][0]))
+        sigmas = options["transformer_options"]["sample_sigmas"]  # of this run; a control may have chosen others
+        watched = self.progress.watching(grouped, x, grid, len(sigmas) - 1) if self.progress else grouped
+        denoised = tiled(watched, x, grid, tile_batch=self.tiling.tile_batch)
+        return self._guide(denoised, sigma, sigma_start=float(sigmas[0]))
 
     def _guide(self, denoised: Tensor, sigma: float, sigma_start: float) -> Tensor:
         if self.fidelity == 0:

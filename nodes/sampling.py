@@ -1,4 +1,4 @@
-"""What a run of EAM_TiledSampler needs besides its guider: noise levels, tiles in latents, progress, noise."""
+"""What a run of EAM_TiledSampler needs besides its guider: noise levels, tiles in latents, noise."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import ModelSamplingDiscreteFlow
 from torch import Tensor
@@ -16,38 +15,14 @@ from ..eam_core.model.autoencoder import DOWNSCALE
 from ..eam_core.presets import fitting_overlap
 from .guider import TiledGuider, TilingConfig
 from .patcher import native_tile
-
-
-class Progress:
-    """Show steps and the tiles within them on the node, with previews."""
-
-    def __init__(self, model: ModelPatcher, num_steps: int):
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        self.bar = comfy.utils.ProgressBar(num_steps)
-        self.num_steps, self.step, self.num_tiles = num_steps, 0, 1
-
-    def on_tile(self, done: int, num_tiles: int) -> None:
-        """Note that `done` of a model call's tiles are finished."""
-        self.num_tiles = num_tiles
-        self._show(min(self.step * num_tiles + done, self.num_steps * num_tiles))
-
-    def on_step(self, step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
-        """Note the end of a step and show where it leads."""
-        self.step = step + 1
-        preview = self.previewer.decode_latent_to_preview_image("JPEG", denoised) if self.previewer else None
-        self._show(self.step * self.num_tiles, preview)
-
-    def _show(self, value: int, preview: Any = None) -> None:
-        # Samplers with several calls per step must not run the bar backwards.
-        value = max(value, self.bar.current)
-        self.bar.update_absolute(value, self.num_steps * self.num_tiles, preview)
+from .progress import Progress
 
 
 def sample(guider: TiledGuider, latent: dict[str, Any], sampler: Any, sigmas: Tensor, seed: int) -> dict[str, Any]:
     """Draw the noise that core draws for the seed and sample; return the LATENT with its new samples."""
-    progress = Progress(guider.model_patcher, len(sigmas) - 1)
-    guider.on_tile = progress.on_tile
     start = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
+    latent_format = guider.model_patcher.get_model_object("latent_format")
+    guider.progress = progress = Progress(guider.model_patcher, latent_format.process_in(start[:1]))
     samples = guider.sample(
         comfy.sample.prepare_noise(start, seed, latent.get("batch_index")),
         start,
@@ -58,6 +33,7 @@ def sample(guider: TiledGuider, latent: dict[str, Any], sampler: Any, sigmas: Te
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
+    progress.finish()
     return {**latent, "samples": samples.to(comfy.model_management.intermediate_device())}
 
 
