@@ -19,19 +19,17 @@ from eam_core.images import list_images, load_image
 from eam_core.model.autoencoder import DOWNSCALE
 from eam_core.pipeline import Restorer
 from eam_core.restore_config import RestoreConfig
+from eam_core.seams import steps, tile_borders
 
 
 def borders(side: int, config: RestoreConfig) -> list[int]:
     """Return the pixels at which a tile begins or ends inside a result of the given side."""
-    grid = config.latent_grid(side // DOWNSCALE, side // DOWNSCALE)
-    edges = {edge for top in grid.tops for edge in (top, top + grid.tile_height)}
-    return sorted(edge * DOWNSCALE for edge in edges if 0 < edge * DOWNSCALE < side)
+    return tile_borders(config.latent_grid(side // DOWNSCALE, side // DOWNSCALE).scaled(DOWNSCALE))[0]
 
 
 def jumps(picture: Tensor) -> Tensor:
     """Return the mean absolute step [side - 1] between neighbouring columns and rows of a square, in grey levels."""
-    steps = [255 * turned.diff(dim=-1).abs().mean((0, 1, 2)) for turned in (picture, picture.mT)]
-    return torch.stack(steps).mean(0)
+    return torch.stack(steps(picture)).mean(0)
 
 
 def main() -> None:
