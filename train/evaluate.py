@@ -6,7 +6,8 @@
     python -m train.evaluate --lr DIR/lr-stock --hr DIR/hr --protocol offline --out results/models --scale 4 \\
         --restore eam=CONTROL,BASE,VAE,TEXT dit4sr=dit4sr_q,SD35_BASE,VAE,TEXT tsdsr=tsdsr,SD3_BASE,VAE plain=embedded
 
---restore runs models of any control family on --lr first, into --out/restored/NAME; what is there is kept.
+--restore runs models of any control family on --lr first, into --out/restored/NAME; what is there is kept. Models with
+text are told --captions (from --caption-dir, or beside the inputs) and --negative-prompt.
 Writes into --out: scores.csv (every picture), scores.md (means, paired differences, metric ids), sheet.jpg (crops)
 and with --extremes METRIC extremes.jpg (the first method's five best and five worst pictures). Pictures belong together
 by their name without suffix. A run that was stopped goes on with the same command. Nothing is downloaded unless
@@ -21,12 +22,14 @@ from typing import Any
 
 from eam_core.errors import EAMError
 from train.evaluation.metrics import find_metric, load_metrics
+from train.evaluation.models import SYNTAX, Model
 from train.evaluation.pictures import match_pictures
 from train.evaluation.protocols import PROTOCOLS, Protocol
 from train.evaluation.report import markdown
-from train.evaluation.restoring import Model, restore_folder
+from train.evaluation.restoring import restore_folder
 from train.evaluation.scores import Scores, score_pictures
 from train.evaluation.sheet import comparison_sheet, extremes_sheet
+from train.evaluation.words import Words
 from train.metrics import MetricError
 from train.run_folder import write_text
 
@@ -115,11 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--restore",
         nargs="+",
+        action="extend",
         default=[],
-        metavar="NAME=CONTROL,BASE,AUTOENCODER[,TEXT_ENCODERS]",
+        metavar=SYNTAX,
         help="restore --lr with this model first; NAME=embedded for the embedded default",
     )
     add("--scale", type=float, default=4.0, help="enlargement of --restore (default 4)")
+    add("--captions", choices=("sa", "da"), help="captions that --restore tells models with text (default: none)")
+    add("--caption-dir", default="", metavar="DIR", help="of train.caption; without --captions the sa ones")
+    add("--negative-prompt", default="", metavar="TEXT", help="what results of --restore shall not show")
     add("--hr", type=Path, metavar="DIR", help="originals")
     add("--lr", type=Path, metavar="DIR", help="inputs that the results were made from")
     add("--protocol", choices=tuple(PROTOCOLS), required=True)
@@ -133,13 +140,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _restored(wanted: Sequence[str], scale: float, args: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """Run the models of --restore; returns names and folders of their results."""
-    models = [Model.parse(text) for text in wanted]
+def _restored(args: dict[str, Any]) -> list[tuple[str, Path]]:
+    """Run the models of --restore; takes its options out of `args`, returns names and folders of the results."""
+    models = Model.parse_all(args.pop("restore"))
+    kind, folder, negative = (args.pop(name) for name in ("captions", "caption_dir", "negative_prompt"))
+    words = Words(captions=kind or ("sa" if folder else "none"), caption_dir=folder, negative_prompt=negative)
+    scale = args.pop("scale")
+    if words != Words() and not models:
+        raise ValueError("--captions and --negative-prompt: expected --restore with them, got none; name a model")
     if models and not args["lr"]:
         raise ValueError("--restore: expected --lr with the inputs, got none; name their folder")
-    out = args["out"] / "restored"
-    return [(m.name, restore_folder(m, args["lr"], out, scale=scale, device=args["device"])) for m in models]
+    out, settings = args["out"] / "restored", {"scale": scale, "words": words, "device": args["device"]}
+    return [(model.name, restore_folder(model, args["lr"], out, **settings)) for model in models]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = vars(_parser().parse_args(argv))
     folders = args.pop("sr")
     try:
-        folders += _restored(args.pop("restore"), args.pop("scale"), args)
+        folders += _restored(args)
         if not folders:
             raise ValueError("expected results to score, got none; give --sr NAME=DIR, or --restore with --lr")
         names = [name for name, _ in folders]

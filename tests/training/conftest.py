@@ -1,10 +1,12 @@
 """Small photos and networks that the training tests start from, and how they start a script."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -88,3 +90,20 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     save_weights(made.autoencoder, autoencoder.state_dict())
     save_weights(made.base, base.state_dict(), training={NUM_NULL_TOKENS: EMBEDDED.num_null_tokens})
     return made
+
+
+@pytest.fixture(scope="session")
+def stand_ins() -> ModuleType:
+    """Return stand_ins.py; test files cannot import their neighbours by name."""
+    spec = importlib.util.spec_from_file_location("stand_ins", Path(__file__).parent / "stand_ins.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def models(stand_ins: ModuleType, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Files of four random models, one of each control family."""
+    pytest.importorskip("diffusers")
+    return stand_ins.make_stand_ins(tmp_path_factory.mktemp("models"), parts.autoencoder)

@@ -36,10 +36,15 @@ def caption_of(sample: Sample, captions: Captions, caption_dir: str = "") -> str
     """
     if captions == "none":
         return ""
-    text = _kept(sample.key, captions, caption_dir) or _caption(sample.sidecars, captions)
+    text = find_caption(sample, captions, caption_dir)
     if text is None:
         raise DataError(f"{_expected(sample.key, captions, caption_dir)}; {WAY_OUT}.")
     return text
+
+
+def find_caption(sample: Sample, captions: Captions, caption_dir: str = "") -> str | None:
+    """Return a picture's caption of a kind from the folder of captions, else from beside it; None where it has none."""
+    return _kept(sample.key, captions, caption_dir) or _caption(sample.sidecars, captions)
 
 
 def check_captions(photos: Iterable[Photo], captions: Captions, caption_dir: str = "") -> None:

@@ -1,61 +1,36 @@
 """Restore a folder of inputs with a model of any control family, so that models can be scored side by side."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from eam_core.errors import EAMError, ImageError
 from eam_core.images import list_images, load_image, save_image
-from eam_core.pipeline import Restorer
-from eam_core.presets import EMBEDDED
 from eam_core.restore_config import RestoreConfig
+from train.evaluation.models import Model, content_id
+from train.evaluation.words import Words, captions_of, encode_at_once, words_for
 from train.run_folder import write_text
 
-EMBEDDED_NAME = "embedded"
 SETTINGS = "restored.json"
+NO_WORDS = Words()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """Name the files of one model.
-
-    Attributes:
-        name: as the tables print it.
-        control: file or folder of control weights: EAM's, a ControlNet's, DiT4SR's, TSD-SR's.
-        base, autoencoder: what the control was trained for.
-        text_encoders: SD3 pipeline folder; None runs without text.
-    """
-
-    name: str
-    control: Path
-    base: Path
-    autoencoder: Path
-    text_encoders: Path | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Model":
-        """Read NAME=CONTROL,BASE,AUTOENCODER[,TEXT_ENCODERS], or NAME=embedded.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        name, equals, files = text.partition("=")
-        if name and _is_name(name) and files == EMBEDDED_NAME:
-            assert EMBEDDED.control and EMBEDDED.base and EMBEDDED.autoencoder
-            return cls(name=name, control=EMBEDDED.control, base=EMBEDDED.base, autoencoder=EMBEDDED.autoencoder)
-        paths = [Path(part) for part in files.split(",") if part]
-        if not (name and equals and 3 <= len(paths) <= 4) or not _is_name(name):
-            raise ValueError(
-                f"--restore: expected NAME=CONTROL,BASE,AUTOENCODER[,TEXT_ENCODERS] or NAME={EMBEDDED_NAME}, "
-                f"got {text!r}"
-            )
-        return cls(name=name, control=paths[0], base=paths[1], autoencoder=paths[2], text_encoders=(*paths, None)[3])
-
-
-def restore_folder(model: Model, lr: Path, out: Path, *, scale: float, seed: int = 0, device: str = "cpu") -> Path:
+def restore_folder(
+    model: Model,
+    lr: Path,
+    out: Path,
+    *,
+    scale: float,
+    seed: int = 0,
+    words: Words = NO_WORDS,
+    device: str = "cpu",
+) -> Path:
     """Restore the pictures of a folder that are not restored yet, with the settings that the model's family likes.
+
+    A picture is restored again when it or its caption has changed.
 
     Args:
         model: its files.
@@ -63,52 +38,85 @@ def restore_folder(model: Model, lr: Path, out: Path, *, scale: float, seed: int
         out: folder; results go to out/NAME as PNG.
         scale: enlargement.
         seed: of every picture.
+        words: what a model with text is told; left out, with one sentence, where text does not reach it.
         device: where it runs, as torch names it.
 
     Returns:
         The folder of results.
 
     Raises:
-        EAMError: a picture or a model cannot be read, or a result not be written.
+        EAMError: a picture, a caption or a model cannot be read, or a result not be written.
     """
-    target = out / model.name
-    _claim(target, model, scale, seed)
     sources = list_images(lr)
     if not sources:
         raise ImageError(f"{lr}: expected a folder with pictures in it, found none; check --lr")
-    waiting = [path for path in sources if not (target / f"{path.stem}.png").exists()]
+    words = words_for(model, words)
+    prompts = captions_of(sources, words)
+    target = out / model.name
+    settings = {"files": model.identity(), "scale": scale, "seed": seed, "captions": words.captions}
+    note = _Note(target, settings | {"negative_prompt": words.negative_prompt})
+    wanted = {path: {"input": content_id(path), "prompt": prompts[path.stem]} for path in sources}
+    waiting = [path for path in sources if not note.has(path.stem, wanted[path])]
     if not waiting:
         return target
-    restorer = Restorer.from_files(
-        base=model.base,
-        control=model.control,
-        autoencoder=model.autoencoder,
-        text_encoders=model.text_encoders,
-        device=device,
-    )
-    config = RestoreConfig.from_spec(restorer.spec, scale=scale, seed=seed)
+    restorer = model.load(device)
+    encode_at_once(restorer, [words.negative_prompt, *(prompts[path.stem] for path in waiting)])
     for path in tqdm(waiting, desc=model.name, unit="picture"):
         try:
+            config = RestoreConfig.from_spec(
+                restorer.spec,
+                scale=scale,
+                seed=seed,
+                prompt=prompts[path.stem],
+                negative_prompt=words.negative_prompt,
+            )
             result = restorer.restore_picture(load_image(path), config, lambda done, total: None)
         except ValueError as error:
             raise EAMError(f"{model.name}, {path.name}: {error}") from error
         save_image(result, target / f"{path.stem}.png")
+        note.add(path.stem, wanted[path])
     return target
 
 
-def _is_name(text: str) -> bool:
-    return bool(text) and text not in (".", "..") and Path(text).name == text
+class _Note:
+    """What a folder of results was made with, written beside them."""
 
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        """Claim a folder, or refuse one that was begun with something else.
 
-def _claim(target: Path, model: Model, scale: float, seed: int) -> None:
-    """Note what a folder of results is made with, or refuse one that was begun with something else."""
-    files = (model.control, model.base, model.autoencoder, model.text_encoders)
-    settings = {"files": [file and str(file) for file in files], "scale": scale, "seed": seed}
-    note = target / SETTINGS
-    if note.exists():
-        if json.loads(note.read_text(encoding="utf-8")) != settings:
+        Raises:
+            EAMError: its results were made with other files or settings.
+        """
+        self.folder, self.path = folder, folder / SETTINGS
+        self.pictures: dict[str, Any] = {}
+        self.settings = dict(settings)
+        if self.path.exists():
+            self._read()
+        self._write()
+
+    def has(self, picture: str, made_from: Mapping[str, str]) -> bool:
+        """Say whether there is a result made from this."""
+        return self.pictures.get(picture) == made_from and (self.folder / f"{picture}.png").exists()
+
+    def add(self, picture: str, made_from: Mapping[str, str]) -> None:
+        """Note a result that has been written."""
+        self.pictures[picture] = dict(made_from)
+        self._write()
+
+    def _read(self) -> None:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            self.pictures = dict(found.pop("pictures", {}))
+        except (ValueError, AttributeError, TypeError) as error:
             raise EAMError(
-                f"{target}: expected results of the same files and scale, got others; use another name or --out"
+                f"{self.path}: expected a note on results, but it is damaged ({error}); delete it"
+            ) from error
+        changed = [name for name, value in self.settings.items() if found.get(name) != value]
+        if changed:
+            raise EAMError(
+                f"{self.folder}: expected results of the same files and settings, got others ({', '.join(changed)}); "
+                "use another name or --out"
             )
-        return
-    write_text(note, json.dumps(settings, indent=1) + "\n")
+
+    def _write(self) -> None:
+        write_text(self.path, json.dumps({**self.settings, "pictures": self.pictures}, indent=1) + "\n")
