@@ -13,6 +13,7 @@ from .control_settings import ControlSettings
 from .image_prompt import ImagePrompt
 from .images import ColorFix, Compare, Degrade
 from .load import LoadModel
+from .report import Report
 from .sampler import TiledSampler
 from .tile_prompts import EncodeTileCaptions
 
@@ -35,4 +36,5 @@ class EAMExtension(ComfyExtension):
             ColorFix,
             Degrade,
             Compare,
+            Report,
         ]
