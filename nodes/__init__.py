@@ -7,11 +7,13 @@ stays fast.
 from comfy_api.latest import ComfyExtension, io
 
 from .captions import LoadCaptioner, SubjectCaption
+from .compare import Compare
 from .control import ApplyControl
 from .control_prompt import ControlPrompt
 from .control_settings import ControlSettings
+from .folder import LoadFolder, SaveFolder
 from .image_prompt import ImagePrompt
-from .images import ColorFix, Compare, Degrade
+from .images import ColorFix, Degrade
 from .load import LoadModel
 from .report import Report
 from .sampler import TiledSampler
@@ -35,6 +37,8 @@ class EAMExtension(ComfyExtension):
             TiledSampler,
             ColorFix,
             Degrade,
+            LoadFolder,
+            SaveFolder,
             Compare,
             Report,
         ]

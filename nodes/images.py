@@ -1,8 +1,8 @@
-"""Nodes on pictures alone: colour fix, degradation for tests, comparison."""
+"""Nodes on pictures alone: colour fix, degradation for tests."""
 
 import torch
 from comfy.utils import repeat_to_batch_size
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..eam_core.presets import EMBEDDED
@@ -138,29 +138,3 @@ class Degrade(io.ComfyNode):
         generator = torch.Generator().manual_seed(seed)
         settings = {"blur_sigma": blur, "noise_sigma": noise, "jpeg_quality": jpeg_quality}
         return io.NodeOutput(to_host(simple_degrade(to_core(image), scale, **settings, generator=generator)))
-
-
-class Compare(io.ComfyNode):
-    """EAM_Compare."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """Describe inputs and outputs."""
-        return io.Schema(
-            node_id="EAM_Compare",
-            display_name="EAM Compare",
-            category=CATEGORY,
-            description="Hands two images to the browser for comparison, each at its own size.",
-            is_output_node=True,
-            inputs=[io.Image.Input("before"), io.Image.Input("after")],
-        )
-
-    @classmethod
-    def execute(cls, before: Tensor, after: Tensor) -> io.NodeOutput:
-        """Save both as temporary previews, under the keys that image comparers read and the stock preview's."""
-        sides = {"a_images": before, "b_images": after}
-        saved = {
-            key: ui.ImageSaveHelper.save_images(images, f"eam_{key}", io.FolderType.temp, cls, compress_level=1)
-            for key, images in sides.items()
-        }
-        return io.NodeOutput(ui={**saved, "images": [*saved["a_images"], *saved["b_images"]]})

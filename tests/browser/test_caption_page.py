@@ -1,24 +1,15 @@
 """EAM Subject Caption as people see it: in Chromium, on ComfyUI's own page, with classic nodes and with Nodes 2.0."""
 
 import os
-import shutil
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
+from caption_endpoint import StandInEndpoint
 from comfy_host import ComfyServer
+from front_end import run, settle
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parent))
-
-from caption_endpoint import StandInEndpoint
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 TEXT = "A red boat lies on the beach."
-READY = "() => !!(window.app?.extensionManager && window.LiteGraph?.registered_node_types?.EAM_SubjectCaption)"
 BUILD = """([picture, url]) => {
   app.graph.clear();
   const add = (type, x, y) => {
@@ -49,31 +40,6 @@ BUTTON = f"""() => {{
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine; CHROMIUM names one")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-@pytest.fixture(params=["classic", "nodes 2.0"])
-def page(request: pytest.FixtureRequest, browser: Any, server: ComfyServer) -> Iterator[Any]:
-    settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": request.param == "nodes 2.0"}
-    requests.post(f"{server.url}/settings", json=settings, timeout=60).raise_for_status()
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
-    opened = context.new_page()
-    opened.kind = request.param
-    opened.goto(server.url)
-    opened.wait_for_function(READY, timeout=60_000)
-    opened.wait_for_timeout(1000)  # the page still loads its default workflow
-    yield opened
-    context.close()
-
-
-@pytest.fixture(scope="module")
 def photo(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("photo") / "page.png"
     Image.linear_gradient("L").resize((48, 32)).convert("RGB").save(path)
@@ -82,14 +48,6 @@ def photo(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def value(page: Any, name: str) -> str:
     return page.evaluate(f"(name) => {FIND}.widgets.find((widget) => widget.name === name).value", name)
-
-
-def run(page: Any) -> None:
-    """Queue the workflow and wait for the node that shows the caption at its end."""
-    page.evaluate("void (window.ended = new Promise((done) => app.api.addEventListener('execution_success', done)))")
-    page.evaluate("void app.queuePrompt(0)")
-    page.evaluate("Promise.race([window.ended, new Promise((_, fail) => setTimeout(() => fail('no end'), 30000))])")
-    page.wait_for_timeout(300)
 
 
 def seen(page: Any, name: str) -> Any:
@@ -133,8 +91,7 @@ def test_shown_caption_is_edited_run_saved_and_loaded(server: ComfyServer, page:
     assert set(inputs) == set(known["required"]) | set(known["optional"])
 
     page.reload()
-    page.wait_for_function(READY, timeout=60_000)
-    page.wait_for_timeout(1000)
+    settle(page)
     page.evaluate("(saved) => app.loadGraphData(saved)", saved)
     page.wait_for_timeout(500)
     assert value(page, "caption") == "A blue boat."
