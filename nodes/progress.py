@@ -76,7 +76,7 @@ class Progress:
         self.done_before, self.done_in_step = self.done_before + self.done_in_step, 0
         preview = None
         # Between steps the next one's first tile shows the same, with its frame.
-        if self.previewer and (self.step == self.num_steps or self.num_tiles == 1 and self.pictures.due()):
+        if self.previewer and (self.step == self.num_steps or (self.num_tiles == 1 and self.pictures.due())):
             preview = self.pictures.spend(lambda: self._decode(self.picture))
         self._show(self.step * self.num_tiles, preview)
 
