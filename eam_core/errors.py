@@ -15,3 +15,7 @@ class CheckpointError(EAMError):
 
 class DiskError(EAMError):
     """A result could not be written whole; nothing was left under its name."""
+
+
+class FolderError(EAMError):
+    """A folder may not be used, or not as it was asked for."""

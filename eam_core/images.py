@@ -154,7 +154,7 @@ def load_image(path: str | Path) -> Picture:
     return Picture(rgb=rgb, alpha=alpha, icc_profile=profile if keeps_profile else None)
 
 
-def save_image(picture: Picture | Tensor, path: str | Path) -> None:
+def save_image(picture: Picture | Tensor, path: str | Path, options: dict[str, Any] | None = None) -> None:
     """Write a picture as 8-bit PNG, JPEG or WebP, chosen by suffix; the file appears under its name only when whole.
 
     JPEG has no transparency: there the picture is laid on white, with a warning.
@@ -162,6 +162,7 @@ def save_image(picture: Picture | Tensor, path: str | Path) -> None:
     Args:
         picture: a Picture, or its colours alone as [1,3,H,W]; clamped to [0,1].
         path: file to write; an older one of that name is replaced.
+        options: of Pillow's encoder, such as quality, pnginfo or exif; they go before the usual ones.
 
     Raises:
         ImageError: the suffix is unknown, the format cannot hold the size, or the values are not finite.
@@ -187,8 +188,8 @@ def save_image(picture: Picture | Tensor, path: str | Path) -> None:
     channels = rgb if alpha is None else torch.cat((rgb, alpha), dim=1)
     pixels = channels[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     data = io.BytesIO()
-    options = encoding.options | ({"icc_profile": picture.icc_profile} if picture.icc_profile else {})
-    Image.fromarray(pixels).save(data, format=encoding.format, **options)
+    profile = {"icc_profile": picture.icc_profile} if picture.icc_profile else {}
+    Image.fromarray(pixels).save(data, format=encoding.format, **encoding.options | profile | (options or {}))
     _write_whole(path, data.getbuffer())
 
 
@@ -222,7 +223,15 @@ def list_images(folder: str | Path) -> list[Path]:
         paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in INPUT_SUFFIXES]
     except OSError as error:
         raise ImageError(f"{folder}: expected a folder of pictures ({_reason(error)}); check the path.") from error
-    return sorted((path for path in paths if not path.name.startswith(".") and path.is_file()), key=_natural_key)
+    names = [path.name for path in paths if not path.name.startswith(".") and path.is_file()]
+    return [Path(folder, name) for name in sorted(names, key=natural_key)]
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Return what to sort names by, so that 2.png comes before 10.png."""
+    # Split at digits, text and numbers alternate, so only like is compared with like.
+    parts = re.split(r"(\d+)", name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def _open(path: Path) -> Image.Image:
@@ -291,9 +300,3 @@ def _too_many_pixels(name: str, got: str) -> str:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
-
-
-def _natural_key(path: Path) -> tuple[list[str | int], str]:
-    # Split at digits, text and numbers alternate, so only like is compared with like.
-    parts = re.split(r"(\d+)", path.name.casefold())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name

@@ -15,6 +15,8 @@ TileCaptionsType = io.Custom("EAM_TILE_CAPTIONS")
 """A list of `eam_core.captioning.captioner.TileCaption`."""
 TileConditioningType = io.Custom("EAM_TILE_CONDITIONING")
 """A list of (left, top, right, bottom as fractions of the picture) and the CONDITIONING there."""
+FolderItemType = io.Custom("EAM_FOLDER_ITEM")
+"""A `folder_runs.FolderItem`."""
 
 
 def schema(*, search_aliases: list[str], **fields: Any) -> io.Schema:

@@ -1,0 +1,176 @@
+"""Folders under way: what one run of EAM_LoadFolder does, given how the runs before it ended."""
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy_execution.graph import ExecutionBlocker
+
+from ..eam_core.errors import FolderError, ImageError
+from ..eam_core.folder_batch import Batch, BatchSettings, Work
+from ..eam_core.folder_names import Saver
+from ..eam_core.folder_places import check_suffix
+from ..eam_core.images import Picture
+from .folder_queue import RunQueue
+
+# Folders in memory at once; the least recently used one is forgotten, its results are not.
+_KEPT_FOLDERS = 16
+
+
+@dataclass(kw_only=True, eq=False)
+class FolderItem:
+    """What EAM_LoadFolder hands to EAM_SaveFolder: a picture's place in a folder's pass."""
+
+    batch: Batch
+    work: Work
+
+
+@dataclass(kw_only=True)
+class Step:
+    """What one run does: a picture, or none; and what to tell the user."""
+
+    text: str
+    picture: Picture | None = None
+    item: FolderItem | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class _Pass:
+    batch: Batch
+    open: dict[str, list[Work]] = field(default_factory=dict)
+    next_prompt: str = ""
+    worked: bool = False
+    ended: bool = False
+
+
+class FolderRuns:
+    """All folders under way on this server."""
+
+    def __init__(self, queue: RunQueue) -> None:
+        self._queue = queue
+        self._passes: OrderedDict[Any, _Pass] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def step(self, settings: BatchSettings, node_id: str, go_on: bool) -> Step:
+        """Take the next picture of a folder.
+
+        Args:
+            settings: what to go through; a change of them begins anew.
+            node_id: the node that asks.
+            go_on: whether to queue the prompt again for the picture after.
+        """
+        with self._lock:
+            prompt_id = self._queue.running()
+            continues = self._queue.was_queued_here(prompt_id)
+            current = self._passes.get((node_id, settings))
+            if current:
+                self._passes.move_to_end((node_id, settings))
+            interrupted = current is not None and self._settle(current, prompt_id)
+            if continues and (current is None or current.ended):
+                return Step(text=current.batch.summary() if current else "Stopped; queue again to go on.")
+            if current is None or current.ended or (go_on and not continues and not self._under_way(current)):
+                current = self._begin(settings, node_id)
+            if continues and (interrupted or current.batch.stopped):
+                current.batch.end("stopped")
+                return Step(text=self._stop_text(current.batch))
+            return self._take(current, prompt_id, node_id, go_on)
+
+    def _begin(self, settings: BatchSettings, node_id: str) -> _Pass:
+        key = (node_id, settings)
+        self._passes.pop(key, None)
+        self._passes[key] = _Pass(batch=Batch(settings))
+        while len(self._passes) > _KEPT_FOLDERS:
+            self._passes.popitem(last=False)
+        return self._passes[key]
+
+    def _under_way(self, current: _Pass) -> bool:
+        return bool(current.next_prompt) and self._queue.is_waiting(current.next_prompt)
+
+    def _settle(self, current: _Pass, prompt_id: str) -> bool:
+        """Note how earlier runs ended; return whether one was interrupted."""
+        interrupted = False
+        for earlier in [key for key in current.open if key != prompt_id]:
+            ended = self._queue.outcome(earlier)
+            if ended is None:
+                continue
+            interrupted |= ended[0] == "interrupted"
+            for work in current.open.pop(earlier):
+                current.batch.settle(work, *ended)
+        return interrupted
+
+    def _take(self, current: _Pass, prompt_id: str, node_id: str, go_on: bool) -> Step:
+        batch = current.batch
+        work = batch.pick()
+        current.worked |= work is not None
+        # At the start, so that an error further down the graph does not stop the rest. The run behind the last
+        # picture notes how that one ended.
+        if work and go_on and not self._under_way(current):
+            current.next_prompt = self._queue.again(prompt_id)
+        while work:
+            # Set before it is read: if reading takes the whole run down, the next run knows whose fault it was.
+            current.open[prompt_id] = [*current.open.get(prompt_id, []), work]
+            try:
+                picture = batch.load(work)
+                hint = "; queue again for the next one" if go_on and not current.next_prompt else ""
+                text = f"{work.name} begun; {batch.progress()} finished{hint}."
+                return Step(text=text, picture=picture, item=FolderItem(batch=batch, work=work))
+            except ImageError as error:
+                batch.fail(work, str(error))
+                current.open[prompt_id].remove(work)
+            throw_exception_if_processing_interrupted()
+            work = batch.pick()
+        current.ended = True
+        if not current.worked:
+            return Step(text=f"Nothing is left to do: all {len(batch.positions)} pictures are finished.")
+        batch.end("finished")
+        return Step(text=batch.summary())
+
+    def _stop_text(self, batch: Batch) -> str:
+        if batch.stopped:
+            return f"Stopped at {batch.progress()}: {batch.stopped}"
+        again = "begin anew, or with existing = skip to go on" if batch.settings.overwrite else "go on"
+        return f"Stopped at {batch.progress()}; queue again to {again}."
+
+
+def find_savers(prompt: dict[str, Any], node_id: str) -> tuple[Saver, ...]:
+    """List what the prompt's EAM_SaveFolder nodes save of this node's pictures.
+
+    Raises:
+        FolderError: their format or suffix is not written in the node.
+    """
+    savers = []
+    for key, node in prompt.items():
+        inputs = node.get("inputs", {})
+        if node.get("class_type") != "EAM_SaveFolder" or inputs.get("item") != [node_id, 1]:
+            continue
+        values = inputs.get("format", "as input"), inputs.get("suffix", "")
+        if not all(isinstance(value, str) for value in values):
+            raise FolderError("EAM Save Folder: expected format and suffix in the node itself, got a link; remove it")
+        check_suffix(values[1])
+        savers.append(Saver(key=str(key), format=values[0], suffix=values[1]))
+    return tuple(savers)
+
+
+def nothing(count: int) -> list[ExecutionBlocker]:
+    """Return outputs that end what depends on them, without an error."""
+    return [ExecutionBlocker(None)] * count
+
+
+def planned_ending(item: Any, key: str) -> str:
+    """Return the ending of the file that a saver writes, such as ".png".
+
+    Raises:
+        FolderError: the loader did not know of this saver.
+    """
+    if not isinstance(item, FolderItem) or key not in item.work.targets:
+        raise FolderError(
+            "EAM Save Folder: expected item straight from EAM Load Folder, got it by another way; connect the two "
+            "directly"
+        )
+    return os.path.splitext(item.work.targets[key])[1].lower()
+
+
+RUNS = FolderRuns(RunQueue())
