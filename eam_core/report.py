@@ -133,7 +133,7 @@ def psnr_to_input(reduced: Tensor, original: Tensor) -> float:
         dB, at most 80.
     """
     error = torch.mean((reduced - original).double().square()).item()
-    return -10 * math.log10(max(error, 10 ** (-PSNR_LIMIT / 10)))
+    return 10 * math.log10(1 / max(error, 10 ** (-PSNR_LIMIT / 10)))
 
 
 def color_shift(restored: Tensor, original: Tensor) -> float:
