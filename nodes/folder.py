@@ -64,12 +64,14 @@ class LoadFolder(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("IMAGE", tooltip="One picture."),
-                FolderItemType.Output("item", tooltip="The picture's place in the folder; for EAM Save Folder."),
-                io.String.Output("name", tooltip="The picture's path inside the folder."),
-                io.Mask.Output("MASK", tooltip="1 where the picture is transparent, as Load Image gives it."),
-                io.Int.Output("index", tooltip="Number of the picture in the folder, from 1."),
-                io.Int.Output("count", tooltip="How many pictures there are."),
+                io.Image.Output(tooltip="One picture."),
+                FolderItemType.Output(
+                    display_name="item", tooltip="The picture's place in the folder; for EAM Save Folder."
+                ),
+                io.String.Output(display_name="name", tooltip="The picture's path inside the folder."),
+                io.Mask.Output(tooltip="1 where the picture is transparent, as Load Image gives it."),
+                io.Int.Output(display_name="index", tooltip="Number of the picture in the folder, from 1."),
+                io.Int.Output(display_name="count", tooltip="How many pictures there are."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
