@@ -42,7 +42,9 @@ def graph_to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> di
 def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     values = list(node.get("widgets_values") or [])
     inputs = {}
-    for name, options in _widgets(info):
+    for name, options, optional in _widgets(info):
+        if not values and optional:
+            continue  # newer than the workflow; the server takes its default
         if not values:
             raise ValueError(f"expected a value for {name} of {node['type']}, got too few; save the workflow again")
         inputs[name] = values.pop(0)
@@ -58,15 +60,15 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     return inputs
 
 
-def _widgets(info: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """List a node's inputs that the browser shows as widgets, in order, with their options."""
+def _widgets(info: dict[str, Any]) -> list[tuple[str, dict[str, Any], bool]]:
+    """List a node's inputs that the browser shows as widgets, in order: name, options, and whether it is optional."""
     found = []
     for section in ("required", "optional"):
         specs = info["input"].get(section, {})
         for name in info.get("input_order", {}).get(section, specs):
             kind, options = specs[name][0], specs[name][1] if len(specs[name]) > 1 else {}
             if (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput"):
-                found.append((name, options))
+                found.append((name, options, section == "optional"))
     return found
 
 
