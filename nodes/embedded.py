@@ -67,6 +67,7 @@ class EmbeddedVAE(comfy.sd.VAE):
         self.memory_used_decode = lambda shape, dtype: 4096 * shape[2] * shape[3] * dtype.itemsize
         self.patcher = managed(autoencoder, self.device, comfy.model_management.vae_offload_device())
         self.size = None
+        self.disable_offload = True  # its layers are torch's own, which core cannot move one by one (--novram)
 
     @torch.no_grad()
     def encode_degraded(self, pixels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ stays on these objects, as passes of several conditionings interleave.
 """
 
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,8 @@ class Hook(Shared):
     def __init__(self, patcher: ModelPatcher, scale: float, start: float, end: float):
         """Keep the module's patcher, its strength, and the fractions of the sampling between which it acts."""
         self.patcher, self.scale, self.start, self.end = patcher, scale, start, end
+        self.key = f"{self.cond}_{uuid.uuid4().hex}"
+        """Of its run in transformer_options; torch.compile follows no keys but text."""
 
     def __call__(
         self,
@@ -70,7 +73,7 @@ class Hook(Shared):
         if given is not None and scale != 0:
             dtype = base.manual_cast_dtype or base.get_dtype()
             given = comfy.model_management.cast_to_device(given, x.device, dtype)
-            options = {**options, self: self.run(base, x, given, scale, options)}
+            options = {**options, self.key: self.run(base, x, given, scale, options)}
         return executor(x, sigma, c_concat, context, control, options, **conds)
 
     def run(self, base: comfy.model_base.SD3, x: Tensor, given: Tensor, scale: float, options: dict[Any, Any]) -> Guest:
@@ -174,9 +177,9 @@ class BlockPatch(Shared):
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
         """Take and return img and txt as core's replace patches do."""
         options = args["transformer_options"]
-        active = [hook for hook in self.hooks if hook in options]
-        inside = [options[hook] for hook in active if hook.replaces_block]
-        around = [options[hook] for hook in active if not hook.replaces_block]
+        active = [hook for hook in self.hooks if hook.key in options]
+        inside = [options[hook.key] for hook in active if hook.replaces_block]
+        around = [options[hook.key] for hook in active if not hook.replaces_block]
         original = extra["original_block"]
         if inside:
             original = self._within(inside, original)

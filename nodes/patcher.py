@@ -156,6 +156,8 @@ def apply_control(model: ModelPatcher, control: Control, scale: float, start: fl
     differing = differing_base(control.file, lambda key: _own_weight(model, key))
     if differing:
         logging.warning(f"EAM: {differing}")
+    if model.get_wrappers(WrappersMP.APPLY_MODEL, _CONTROL_KEY):
+        logging.warning(f"EAM: {control.source} takes the place of the control that the MODEL had; one acts at a time")
     patched = model.clone()
     set_transformer(patched, control.beside.transformer, control.source)
     if control.beside.transformer and (start, end) != (0, 1):

@@ -1,5 +1,6 @@
 """One real ComfyUI for all tests of this folder, on a private folder, with this pack in it."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,10 @@ from graphs import Graph
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    with ComfyServer(tmp_path_factory.mktemp("comfyui")) as running:
+    folder = tmp_path_factory.mktemp("comfyui")
+    (folder / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name("probe_pack.py"), folder / "custom_nodes")
+    with ComfyServer(folder) as running:
         yield running
 
 

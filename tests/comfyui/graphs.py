@@ -100,3 +100,11 @@ def refused(graph: Graph, message: str, output: Any) -> None:
     graph.add("SaveLatent", samples=output, filename_prefix="never")
     with pytest.raises(ExecutionError, match=message):
         graph.server.run(graph.prompt)
+
+
+def log_size(server: ComfyServer) -> int:
+    return len(server.log_path.read_text(errors="replace"))
+
+
+def log_since(server: ComfyServer, start: int) -> str:
+    return server.log_path.read_text(errors="replace")[start:]
