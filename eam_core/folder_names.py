@@ -104,8 +104,8 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
 def target_names(pictures: Sequence[str], savers: Sequence[Saver]) -> dict[str, tuple[str, ...]]:
     """Give every result a name of its own: the picture's, unless results of several pictures would share it.
 
-    Where a.jpg and a.tif both become a.png, they are saved as a_jpg.png and a_tif.png; a picture that already has
-    the name keeps it. Names that differ in case alone count as one, as they do on Windows and macOS.
+    Where a.jpg and a.tif both become a.png, they are saved as a_jpg.png and a_tif.png; a picture that was a.png
+    already keeps the name. Names that differ in case alone count as one, as they do on Windows and macOS.
 
     Args:
         pictures: paths relative to the folder, as `list_pictures` gives them.
@@ -127,12 +127,20 @@ def target_names(pictures: Sequence[str], savers: Sequence[Saver]) -> dict[str, 
             raise FolderError(
                 f"{wanted[claimants[0]]}: expected one EAM Save Folder to write this file, got two; give one a suffix"
             )
-        owner = next((claim for claim in claimants if claim[0].casefold() == name), None)
-        for picture, key in (claim for claim in claimants if len(claimants) > 1 and claim != owner):
+        if len(claimants) == 1:
+            continue
+        owner = _owner(name, [picture for picture, _ in claimants])
+        for picture, key in (claim for claim in claimants if claim[0] != owner):
             stem, ending = splitext(wanted[picture, key])
             wanted[picture, key] = free_name(f"{stem}_{splitext(picture)[1][1:]}{ending}", taken)
             taken.add(wanted[picture, key].casefold())
     return {picture: tuple(wanted[picture, saver.key] for saver in savers) for picture in pictures}
+
+
+def _owner(name: str, pictures: list[str]) -> str | None:
+    """Choose the picture that keeps a result's name: the one of that very name, else one of the same format."""
+    endings = [picture for picture in pictures if splitext(picture)[1].casefold() == splitext(name)[1]]
+    return next((picture for picture in pictures if picture.casefold() == name), endings[0] if endings else None)
 
 
 def free_name(name: str, taken: set[str], first: int | None = None) -> str:

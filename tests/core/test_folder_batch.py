@@ -115,6 +115,8 @@ def test_names_of_several_savers() -> None:
         "a.png": ("a.png", "a_x_png.png"),
         "a_x.png": ("a_x.png", "a_x_x.png"),
     }
+    suffixed = [Saver(key="1", format="png", suffix="_x")]
+    assert target_names(["a.jpg", "a.png"], suffixed) == {"a.jpg": ("a_x_jpg.png",), "a.png": ("a_x.png",)}
     with pytest.raises(FolderError, match=r"a.png: expected one EAM Save Folder .* got two; give one a suffix"):
         target_names(["a.png"], [Saver(key="1"), Saver(key="2", format="png")])
 

@@ -1,0 +1,126 @@
+"""Folders that are stopped: by Cancel, a cleared queue, a killed server; and the turns of others in between."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from comfy_host import ComfyServer
+from folders import Job, make_pictures, wait_idle
+from PIL import Image
+
+NAMES = [f"{number}.png" for number in range(1, 9)]
+
+
+@pytest.fixture(scope="module")
+def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder outside ComfyUI's that the server's owner allows."""
+    return tmp_path_factory.mktemp("allowed")
+
+
+@pytest.fixture(scope="module")
+def own_server(allowed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server that may be killed, with a node that takes its time."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name("wait_pack.py"), folder / "custom_nodes")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("EAM_FOLDERS", str(allowed))
+        with ComfyServer(folder) as running:
+            yield running
+
+
+def slow_job(server: ComfyServer, seconds: float = 0.3) -> Job:
+    job = Job(server, ("TestWait", {"seconds": seconds}))
+    make_pictures(job.folder, *NAMES)
+    return job
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def begun(job: Job) -> list[str]:
+    return [line["name"] for line in job.lines("begun")] if (job.output / "eam_folder.jsonl").exists() else []
+
+
+def last_text(server: ComfyServer) -> str:
+    last = list(server._get("/history").json().values())[-1]
+    assert last["status"]["status_str"] == "success"
+    return last["outputs"]["load"]["text"][0]
+
+
+def test_cancel_stops_the_folder_and_queueing_goes_on(own_server: ComfyServer) -> None:
+    job = slow_job(own_server)
+    job.queue()
+    wait_for(lambda: begun(job) == NAMES[:3])
+    time.sleep(0.1)
+    own_server.interrupt()
+    wait_idle(own_server)
+    assert last_text(own_server) == "Stopped at 2 of 8; queue again to go on."
+    assert job.results() == NAMES[:2]
+    assert [line["name"] for line in job.lines("interrupted")] == ["3.png"]
+    assert job.run() == "Finished: 8 of 8."
+    assert [line["name"] for line in job.lines("done")] == NAMES
+
+
+def test_clearing_the_queue_stops_after_the_picture(own_server: ComfyServer) -> None:
+    job = slow_job(own_server)
+    job.queue()
+    wait_for(lambda: begun(job) == NAMES[:2])
+    time.sleep(0.1)
+    own_server._post("/queue", json={"clear": True})
+    wait_idle(own_server)
+    assert job.results() == NAMES[:2]
+    assert job.run() == "Finished: 8 of 8."
+    assert [line["name"] for line in job.lines("done")] == NAMES
+
+
+def test_other_prompts_get_their_turn(own_server: ComfyServer) -> None:
+    job, other = slow_job(own_server), Job(own_server)
+    make_pictures(other.folder, "a.png")
+    job.queue()
+    wait_for(lambda: len(begun(job)) == 2)
+    other.queue()
+    wait_for(lambda: other.results() == ["a.png"] if other.output.exists() else False)
+    assert len(job.results()) < 5
+    wait_idle(own_server)
+    assert job.results() == NAMES and other.results() == ["a.png"]
+
+
+def test_a_picture_that_vanishes_in_between(own_server: ComfyServer) -> None:
+    job = slow_job(own_server)
+    job.queue()
+    wait_for(lambda: begun(job) == NAMES[:1])
+    (job.folder / "5.png").unlink()
+    wait_idle(own_server)
+    assert last_text(own_server).startswith("Finished: 7 of 8, 1 failed")
+    assert job.lines("failed")[0]["error"].endswith("found no such file; check the path.")
+
+
+# The last one: it ends the server.
+def test_a_killed_server(own_server: ComfyServer, server: ComfyServer, allowed: Path) -> None:
+    killed = slow_job(own_server)
+    make_pictures(allowed / "in", *NAMES)
+    killed.output = allowed / "out"
+    killed.queue(folder=str(allowed / "in"), output_folder=str(killed.output))
+    wait_for(lambda: begun(killed) == NAMES[:4])
+    own_server._process.kill()
+    own_server._process.wait()
+    for name in killed.results():
+        Image.open(killed.output / name).load()
+
+    job = Job(server)
+    make_pictures(job.folder, *NAMES)
+    shutil.copytree(killed.output, job.output)
+    before = {name: (job.output / name).stat().st_mtime_ns for name in killed.results()}
+    assert NAMES[:3] == list(before)[:3]
+    assert job.run() == "Finished: 8 of 8."
+    assert job.results() == NAMES
+    assert {name: (job.output / name).stat().st_mtime_ns for name in before} == before
+    # Folders that only the other server's owner allowed.
+    assert job.error(folder=str(allowed / "in")).startswith("folder: expected a folder inside ComfyUI's input folder")
