@@ -4,7 +4,6 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
-from ..eam_core.companions import EMBEDDINGS, ENCODER
 from ..eam_core.weight_sets import set_name
 
 FOLDER = "model_patches"
@@ -25,6 +24,8 @@ def file_of(choice: str) -> Path:
 
 def file_times(choice: str) -> list[tuple[str, int]]:
     """Return names and times of change of what a choice reads, so that a changed or added file is noticed."""
+    from ..eam_core.companions import EMBEDDINGS, ENCODER
+
     try:
         file = file_of(choice)
     except FileNotFoundError:
