@@ -65,9 +65,8 @@ class EmbeddedVAE(comfy.sd.VAE):
         # Values that live at once per pixel in (encode) or per latent in (decode), in round numbers.
         self.memory_used_encode = lambda shape, dtype: 32 * shape[2] * shape[3] * dtype.itemsize
         self.memory_used_decode = lambda shape, dtype: 4096 * shape[2] * shape[3] * dtype.itemsize
-        self.patcher = managed(autoencoder, self.device, comfy.model_management.vae_offload_device())
+        self.patcher = managed(autoencoder, self.device, comfy.model_management.vae_offload_device(), whole=True)
         self.size = None
-        self.disable_offload = True  # its layers are torch's own, which core cannot move one by one (--novram)
 
     @torch.no_grad()
     def encode_degraded(self, pixels: Tensor) -> Tensor:

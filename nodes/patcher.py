@@ -54,9 +54,20 @@ class Control:
         return self.file.source
 
 
-def managed(module: nn.Module, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
-    """Put a module under ComfyUI's memory management."""
-    return ModelPatcher(module, load_device=load_device, offload_device=offload_device)
+class WholePatcher(ModelPatcher):
+    """Loads a module whole, even with --novram: core can cast its own layers one by one, but not torch's."""
+
+    def load(self, *args: Any, **kwargs: Any) -> None:
+        """Load everything, see `ModelPatcher.load`."""
+        super().load(*args, **kwargs | {"full_load": True})
+
+
+def managed(
+    module: nn.Module, load_device: torch.device, offload_device: torch.device, *, whole: bool = False
+) -> ModelPatcher:
+    """Put a module under ComfyUI's memory management; `whole` for one of torch's own layers."""
+    kind = WholePatcher if whole else ModelPatcher
+    return kind(module, load_device=load_device, offload_device=offload_device)
 
 
 def load_control(path: Path) -> Control:

@@ -1,0 +1,110 @@
+"""The nodes under the flags that people with little memory start ComfyUI with; see docs/COMPATIBILITY.md."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from comfy_host import ComfyServer
+from graphs import TILED, Graph, log_since, log_size, photo
+from safetensors.torch import save_file
+from torch import Tensor
+
+ON_GPU = torch.cuda.is_available()  # core takes --novram and --lowvram only there; low_memory_pack.py stands in for it
+SAME = 1e-4  # latents are about 1; the same sum in another order
+
+
+class FlaggedServer(ComfyServer):
+    """A ComfyUI with flags of the test's choice."""
+
+    flags: tuple[str, ...] = ()
+
+    def _options(self, port: int) -> list[str]:
+        return [*super()._options(port), *self.flags]
+
+
+def start(server: ComfyServer, folder: Path, flags: tuple[str, ...], pack: str = "") -> FlaggedServer:
+    """Prepare a server of one's own with the pictures of another one."""
+    (folder / "custom_nodes").mkdir()
+    if pack:
+        shutil.copy(Path(__file__).with_name(pack), folder / "custom_nodes")
+    (folder / "models" / "loras").mkdir(parents=True)
+    shutil.copytree(server.work_dir / "input", folder / "input")
+    flagged = FlaggedServer(folder)
+    flagged.flags = flags
+    return flagged
+
+
+@pytest.fixture(scope="module")
+def novram(server: ComfyServer, photos: None, models: Path, tmp_path_factory: pytest.TempPathFactory):
+    generator = torch.Generator().manual_seed(5)
+    name = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
+    shapes = {f"{name}.lora_up.weight": (768, 4), f"{name}.lora_down.weight": (4, 256)}
+    lora = {key: 0.3 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    flags = ("--disable-smart-memory", *(("--novram",) if ON_GPU else ()))
+    prepared = start(server, tmp_path_factory.mktemp("novram"), flags, "low_memory_pack.py")
+    for folder in (models, prepared.work_dir / "models"):
+        save_file(lora, folder / "loras" / "low_memory.safetensors")
+    with prepared as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def halves(server: ComfyServer, photos: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    flags = ("--cpu-vae", "--bf16-unet", "--cache-none", *(("--lowvram",) if ON_GPU else ()))
+    with start(server, tmp_path_factory.mktemp("halves"), flags) as running:
+        yield running
+
+
+def picture(server: ComfyServer, name: str = "one", *, lora: bool = False, **sampling: object) -> Tensor:
+    graph = Graph(server)
+    loaded = graph.load()
+    node = graph.apply(photo(graph, name), loaded)
+    model = node[0]
+    if lora:
+        named = {"lora_name": "low_memory.safetensors", "strength_model": 1.0}
+        model = graph.add("LoraLoaderModelOnly", model=model, **named)[0]
+    return graph.latents(graph.tiled_sampler(node, model=model, **TILED, **sampling)[0])
+
+
+def decoded(server: ComfyServer) -> Tensor:
+    graph = Graph(server)
+    loaded = graph.load()
+    sampled = graph.tiled_sampler(graph.apply(photo(graph), loaded))[0]
+    return torch.from_numpy(graph.images(graph.add("VAEDecode", samples=sampled, vae=loaded[2])[0])[0])
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+def test_weights_that_stay_in_main_memory(server: ComfyServer, novram: ComfyServer, lora: bool) -> None:
+    before = log_size(novram)
+    assert torch.allclose(picture(novram, lora=lora), picture(server, lora=lora), atol=SAME)
+    said = log_since(novram, before)
+    assert "loaded partially" in said
+    assert f"lowvram patches: {int(lora)}" in said
+    assert (picture(server, lora=True) - picture(server)).abs().max() > 0.01
+
+
+def test_the_small_vae_is_loaded_whole(server: ComfyServer, novram: ComfyServer) -> None:
+    before = log_size(novram)
+    assert (decoded(novram) - decoded(server)).abs().max() <= 1
+    assert "left behind: PatchAutoencoder" not in log_since(novram, before)
+
+
+def test_graphs_in_turn_unload_and_reload(novram: ComfyServer) -> None:
+    """Another graph between, without smart memory: all models leave and come back, and the picture is the same."""
+    first = picture(novram, seed=8)
+    other = picture(novram, "two", seed=8, lora=True)
+    before = log_size(novram)
+    again = picture(novram, seed=8)
+    assert "loaded partially" in log_since(novram, before)
+    assert torch.equal(again, first)
+    assert not torch.allclose(other, first, atol=1e-2)
+
+
+def test_half_precision_is_close(server: ComfyServer, halves: ComfyServer) -> None:
+    full, half = picture(server), picture(halves)
+    error = (half - full).norm() / full.norm()
+    assert 1e-4 < error < 0.05, error
+    assert torch.equal(picture(halves), half)
+    assert (decoded(halves) - decoded(server)).abs().mean() < 3
