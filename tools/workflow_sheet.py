@@ -9,7 +9,7 @@ from comfy_prompt import WIDGET_TYPES
 MARGIN, TOP, GAP, COLUMN_GAP = 40, 120, 70, 70
 TITLE, ROW, WIDGET = 30, 20, 26
 """Heights in the browser: a node's title above its position, a row of sockets, a widget."""
-MULTILINE, PICTURE = 100, 260
+MULTILINE, PICTURE = 100, 280
 GROUP_PAD, GROUP_TITLE = 20, 45
 WIDTHS = {"CLIPTextEncode": 340, "EAM_SubjectCaption": 360, "EAM_Upscale": 340}
 WIDTHS |= dict.fromkeys(("SaveImage", "EAM_Compare", "EAM_Report", "EAM_SaveFolder", "MarkdownNote"), 420)
@@ -163,8 +163,7 @@ def _inputs(node: Node, info: Json, object_info: Json, links: list[list[Any]]) -
         if not (isinstance(kind, list) or kind in WIDGET_TYPES):
             sockets.append(socket)
             continue
-        if not options.get("socketless"):
-            widgets.append({**socket, "widget": {"name": name}})
+        widgets.append({**socket, "widget": {"name": name}})
         if options.get("image_upload"):
             widgets.append({"name": "upload", "type": "IMAGEUPLOAD", "link": None, "widget": {"name": "upload"}})
         value = _default(kind, options) if given is None or isinstance(given, Link) else given
@@ -211,11 +210,9 @@ def _helpers(name: str, options: Json) -> list[str]:
 def _note_height(note: str) -> int:
     """Return about what Markdown takes at the note's width."""
     lines = [line for line in note.splitlines() if line]
-    return 60 + sum(12 + 22 * (1 + len(line) // 56) for line in lines)
+    return 60 + sum(12 + 16 * (1 + len(line) // 66) for line in lines)
 
 
 def _height(options: Json) -> int:
-    if options.get("advanced"):
-        return 0  # folded away
     more = (MULTILINE if options.get("multiline") else 0) + (PICTURE if options.get("image_upload") else 0)
     return (2 if options.get("image_upload") or options.get("control_after_generate") else 1) * WIDGET + more
