@@ -4,6 +4,12 @@ python -m train.ablate 4 --size tiny --seeds 0 1 2 --steps 400 --data data/photo
 
 Runs lie in --run-dir under names made of their settings; arms that two tables share are trained once, and what is
 finished is not trained again. Writes table4.md (means, 95 % confidence intervals over the seeds) and table4.png.
+
+python -m train.ablate models --size tiny --data data/photos --out docs/results \\
+    --restore eam=CONTROL,BASE,VAE,TEXT dit4sr=dit4sr_q,SD35_BASE,VAE,TEXT tsdsr=tsdsr,SD3_BASE,VAE tiny=embedded
+
+--restore adds models of any control family as further rows, scored on the same pictures and not trained here; the table
+"models" has no others. Settings that say how arms are trained have no part in them.
 """
 
 import argparse
@@ -20,23 +26,17 @@ import torch
 from tqdm import tqdm
 
 from eam_core.errors import EAMError
-from eam_core.flow import schedule
-from eam_core.model.autoencoder import unscale_latents
-from train.ablation_plan import TABLES, Run, plan
+from train.ablation_models import Given, plan_models, score_model
+from train.ablation_plan import MODELS, TABLES, Run, plan
 from train.ablation_report import write_report
-from train.control_task import ControlConfig, ControlTask
-from train.data import TrainingData
-from train.metrics import MetricError, perceptual_metric
-from train.objective import sample_noise
+from train.ablation_scores import score
+from train.control_task import ControlConfig
+from train.evaluation.models import SYNTAX, Model
+from train.evaluation.words import Words
 from train.options import run_script
-from train.pairs import make_pairs
 from train.recipes import RECIPES
-from train.restoring import sample
 from train.run_folder import write_text
 from train.train_psi_dit import train_control
-
-# Number of Euler steps and where they start: as the embedded default is used, and from pure noise.
-SAMPLINGS = ((1, 0.7), (8, 1.0))
 
 
 def execute(run: Run, count: int, threads: int | None = None) -> Path:
@@ -49,46 +49,6 @@ def execute(run: Run, count: int, threads: int | None = None) -> Path:
     if not scores.exists():
         write_text(scores, json.dumps(score(run, count), indent=2) + "\n")
     return scores
-
-
-@torch.no_grad()
-def score(run: Run, count: int) -> dict[str, list[float]]:
-    """Restore held-out pictures in every way of SAMPLINGS and return each picture's scores by "metric, sampling"."""
-    config = run.config
-    if run.arm.test_captions:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, captions=run.arm.test_captions))
-    parts = dataclasses.replace(config.parts, start=str(run.folder / "control.safetensors"))
-    task = ControlTask(dataclasses.replace(config, parts=parts))
-    module, model = task.module.eval(), task.module.model
-    data = TrainingData(config.data, seed=0, batch_size=1)
-    batch = data.held_out_batch(count, config.val_size)
-    hr = batch.hr.float() / 255
-    text = module.texts(batch.captions, torch.zeros(len(hr), dtype=torch.bool))
-    distance = _distance()
-    scores: dict[str, list[float]] = {}
-    for preset in config.pairs.presets:
-        fixed = dataclasses.replace(config.pairs, presets=(preset,), preset_weights=(1.0,))
-        pairs = make_pairs(hr, batch.seeds, fixed, module.autoencoder)
-        noise = sample_noise(pairs.hr_latents, batch.seeds)
-        for steps, start in SAMPLINGS:
-            sigmas = schedule(steps, config.objective.shift, start)
-            tokens = module.image_tokens(pairs)
-            latents = sample(model, pairs.lr_latents, text, noise, sigmas, image_tokens=tokens)
-            restored = (module.autoencoder.decode(unscale_latents(latents)).float() / 2 + 0.5).clamp(0, 1)
-            way = f"{steps} step{'s' * (steps > 1)} from {start:g}"
-            errors = (restored - hr).square().mean((1, 2, 3))
-            scores.setdefault(f"PSNR, {way}", []).extend((-10 * errors.log10()).tolist())
-            if distance:
-                scores.setdefault(f"ST-LPIPS, {way}", []).extend(distance(restored, hr).tolist())
-    return scores
-
-
-def _distance() -> Any:
-    try:
-        return perceptual_metric("stlpips")
-    except MetricError as error:
-        print(f"ST-LPIPS is left out: {error}", file=sys.stderr)
-        return None
 
 
 def _execute_all(runs: list[Run], jobs: int, count: int) -> None:
@@ -117,7 +77,8 @@ def _execute_sharing(runs: list[Run], count: int, threads: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=sorted(TABLES), help="number of the paper's table, or our own")
+    tables = [*sorted(TABLES), MODELS.name]
+    parser.add_argument("table", choices=tables, help="number of the paper's table, or our own; models trains nothing")
     parser.add_argument("--size", choices=sorted(RECIPES), default="tiny", help="recipe that all arms start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per arm and seed")
     parser.add_argument("--steps", type=int, help="steps of each run; the recipe's when left out")
@@ -136,7 +97,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--run-dir", default="runs/ablations", help="where the runs lie")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the report goes")
+    _add_restore_options(parser.add_argument_group("models that are not trained here"))
     return parser
+
+
+def _add_restore_options(group: Any) -> None:
+    text = "score this model on the same pictures; NAME=embedded for the embedded default"
+    group.add_argument("--restore", nargs="+", action="extend", default=[], metavar=SYNTAX, help=text)
+    group.add_argument(
+        "--restore-captions",
+        choices=("none", "sa", "da"),
+        help="what models with text are told of a picture; what the arms are told when left out, else sa with "
+        "--caption-dir",
+    )
+    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what their results shall not show")
+    group.add_argument("--device", default="cpu", help="where they run (default: cpu)")
 
 
 def base_config(options: argparse.Namespace) -> ControlConfig:
@@ -150,6 +125,7 @@ def base_config(options: argparse.Namespace) -> ControlConfig:
         loop = _given(config.loop, steps=options.steps, batch_size=options.batch_size)
         size = (options.crop_size,) if options.crop_size else None
         captions = "sa" if options.text_cache else None
+        only_given = bool(options.restore) and not captions and config.data.captions == "none"
         masked_steps = round(config.objective.masked_steps / config.loop.steps * loop.steps)
         return dataclasses.replace(
             config,
@@ -161,7 +137,7 @@ def base_config(options: argparse.Namespace) -> ControlConfig:
                 data=tuple(options.data) if options.data else None,
                 crop_sizes=size,
                 captions=captions,
-                caption_dir=options.caption_dir,
+                caption_dir=None if only_given else options.caption_dir,
             ),
             objective=_given(config.objective, loss=options.loss, masked_steps=masked_steps),
             loop=dataclasses.replace(loop, validate_every=max(1, loop.steps // 6), save_every=max(1, loop.steps // 4)),
@@ -175,18 +151,39 @@ def _given(config: Any, **values: Any) -> Any:
     return dataclasses.replace(config, **{name: value for name, value in values.items() if value is not None})
 
 
+def given_models(options: argparse.Namespace, base: ControlConfig) -> list[Given]:
+    """Return the models of --restore, with what they are told.
+
+    Raises:
+        EAMError: an option is wrong, or a file is missing.
+    """
+    if not options.restore and (options.table == MODELS.name or options.restore_captions or options.negative_prompt):
+        raise EAMError(f"expected models for {options.table!r} and its options, got none; give --restore {SYNTAX}")
+    kind = options.restore_captions or ("none" if options.table == MODELS.name else base.data.captions)
+    if not options.restore_captions and kind == "none" and options.caption_dir:
+        kind = "sa"
+    folder = base.data.caption_dir or options.caption_dir or ""
+    words = Words(captions=kind, caption_dir="" if kind == "none" else folder, negative_prompt=options.negative_prompt)
+    try:
+        return plan_models(Model.parse_all(options.restore), base, words, options.run_dir)
+    except ValueError as error:
+        raise EAMError(str(error)) from error
+
+
 def main() -> None:
     """Run from the command line."""
     options = build_parser().parse_args()
-    base, table = base_config(options), TABLES[options.table]
+    base, table = base_config(options), (TABLES | {MODELS.name: MODELS})[options.table]
     if options.table == "5" and not base.parts.text_cache:
         raise EAMError(
             f"expected a recipe with text for table 5, got {options.size!r}, whose base knows none; use --size eam, or "
             "--base and --text-cache"
         )
+    # Before the arms: a mistake in a file shows now, not after hours of training.
+    given = [(model, score_model(model, options.count, options.device)) for model in given_models(options, base)]
     runs = plan(table, base, options.seeds, options.mask_share, options.run_dir)
     _execute_all(runs, options.jobs, options.count)
-    report = write_report(table, runs, base, options.out)
+    report = write_report(table, runs, base, options.out, given)
     print(report.read_text(encoding="utf-8"))
 
 

@@ -119,6 +119,9 @@ TABLES = {
     )
 }
 
+MODELS = Table(name="models", title="Given models side by side", claim="", arms=())
+"""Trains nothing: only what is given with --restore is scored."""
+
 
 def arms_for(table: Table, base: ControlConfig) -> list[Arm]:
     """Return the arms of a table, without those that a recipe makes equal to a later one."""

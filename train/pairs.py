@@ -69,7 +69,12 @@ def degrade_each(hr: Tensor, seeds: Tensor, config: PairConfig) -> Tensor:
 @torch.no_grad()
 def make_pairs(hr: Tensor, seeds: Tensor, config: PairConfig, autoencoder: Autoencoder) -> Pairs:
     """Degrade HR pictures [B, 3, H, W], each by its own seed; enlarge the result to their size again; encode both."""
-    lr = degrade_each(hr, seeds, config)
+    return encode_pairs(hr, degrade_each(hr, seeds, config), autoencoder)
+
+
+@torch.no_grad()
+def encode_pairs(hr: Tensor, lr: Tensor, autoencoder: Autoencoder) -> Pairs:
+    """Enlarge LR pictures [B, 3, h, w] to the size of their originals [B, 3, H, W]; encode both."""
     enlarged = resize(lr, (hr.shape[-2], hr.shape[-1]))
     raw = autoencoder.encode(hr * 2 - 1), autoencoder.encode_degraded(enlarged * 2 - 1)
     hr_latents, lr_latents = (scale_latents(latents.float()) for latents in raw)

@@ -16,6 +16,8 @@ from train.evaluation import models as models_module
 from train.evaluation import restoring
 from train.evaluation.metrics import METRICS, Metric
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 NAMES = ("eam", "controlnet", "dit4sr", "tsdsr")
 
 
