@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,11 @@ def own_server(allowed: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("own")
     (folder / "custom_nodes").mkdir()
     shutil.copy(Path(__file__).with_name("wait_pack.py"), folder / "custom_nodes")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("EAM_FOLDERS", str(allowed))
-        with ComfyServer(folder) as running:
-            yield running
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("EAM_FOLDERS", str(allowed))
+            running = stack.enter_context(ComfyServer(folder))
+        yield running
 
 
 def slow_job(server: ComfyServer, seconds: float = 0.3) -> Job:
@@ -100,6 +102,18 @@ def test_a_picture_that_vanishes_in_between(own_server: ComfyServer) -> None:
     wait_idle(own_server)
     assert last_text(own_server).startswith("Finished: 7 of 8, 1 failed")
     assert job.lines("failed")[0]["error"].endswith("found no such file; check the path.")
+
+
+def test_a_full_disk_stops_the_folder(own_server: ComfyServer) -> None:
+    job = Job(own_server, ("TestFullDisk", {"index": ["load", 4], "full_at": 3}))
+    make_pictures(job.folder, *NAMES)
+    job.queue()
+    wait_idle(own_server)
+    assert last_text(own_server).startswith("Stopped at 2 of 8, 1 failed: ")
+    assert "No space left on device" in last_text(own_server)
+    assert begun(job) == NAMES[:3] and job.results() == NAMES[:2]
+    job.prompt["step0"]["inputs"]["full_at"] = 0
+    assert job.run() == "Finished: 8 of 8."
 
 
 # The last one: it ends the server.

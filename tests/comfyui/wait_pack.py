@@ -1,5 +1,7 @@
-"""A node for tests of stops: it takes its time, and looks for interrupts as samplers do."""
+"""Nodes for tests of stops: one takes its time, and looks for interrupts as samplers do; one fills the disk."""
 
+import errno
+import os
 import time
 
 from comfy.model_management import throw_exception_if_processing_interrupted
@@ -20,4 +22,21 @@ class TestWait:
         return (image,)
 
 
-NODE_CLASS_MAPPINGS = {"TestWait": TestWait}
+class TestFullDisk:
+    FUNCTION, CATEGORY, RETURN_TYPES = "run", "test", ("IMAGE",)
+    fsync = staticmethod(os.fsync)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "index": ("INT",), "full_at": ("INT",)}}
+
+    def run(self, image, index, full_at):
+        os.fsync = full if index == full_at else self.fsync
+        return (image,)
+
+
+def full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+NODE_CLASS_MAPPINGS = {"TestWait": TestWait, "TestFullDisk": TestFullDisk}
