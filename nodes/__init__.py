@@ -18,6 +18,7 @@ from .load import LoadModel
 from .report import Report
 from .sampler import TiledSampler
 from .tile_prompts import EncodeTileCaptions
+from .upscale import Upscale
 
 
 class EAMExtension(ComfyExtension):
@@ -26,6 +27,7 @@ class EAMExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """List the nodes in the order of a graph."""
         return [
+            Upscale,
             LoadModel,
             ControlPrompt,
             ControlSettings,

@@ -1,40 +1,25 @@
 """What a running EAM_TiledSampler shows: pictures with a frame, counts, time left; and how fast it can be stopped."""
 
-import io
-import json
 import re
 import shutil
-import struct
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import websocket
 from comfy_host import ComfyServer
+from page_news import News, follow
 from PIL import Image
 from safetensors.torch import load_file
 
 from eam_core.tiling import Box, TileGrid
 
-TEXT, PREVIEW_WITH_METADATA = 3, 4  # ComfyUI's kinds of binary messages
 COUNTS = re.compile(r"tile (\d+)/(\d+), step (\d+)/(\d+)(?:, (\d+) s left)?")
 SIDE = 512  # longest side of core's previews
 FRAME = np.array([255, 170, 0])
 SMALL = TileGrid(height=12, width=16, tile=8, overlap=4)  # latents of a photo of 32 x 24, four times as large
-
-
-@dataclass
-class News:
-    """What the page is told while a prompt runs, in order: (node, text) or (node, picture [H, W, 3])."""
-
-    texts: list[tuple[str, str]] = field(default_factory=list)
-    pictures: list[tuple[str, np.ndarray, str]] = field(default_factory=list)
-    outcome: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -94,37 +79,6 @@ class Run:
         return [int(line) for line in self.path.read_text().split()]
 
 
-def follow(host: ComfyServer, prompt: dict[str, Any]) -> News:
-    """Queue a prompt as the page does and collect what comes back until it ends."""
-    client, news = uuid.uuid4().hex, News()
-    socket = websocket.create_connection(f"{host.url.replace('http', 'ws', 1)}/ws?clientId={client}", timeout=60)
-    try:
-        socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
-        host.queue(prompt, client)
-        while True:
-            message = socket.recv()
-            if isinstance(message, bytes):
-                note(news, message)
-                continue
-            kind = json.loads(message)["type"]
-            if kind in ("execution_success", "execution_interrupted", "execution_error"):
-                news.outcome = kind
-                return news
-    finally:
-        socket.close()
-
-
-def note(news: News, message: bytes) -> None:
-    kind, length = struct.unpack(">II", message[:8])
-    head, rest = message[8 : 8 + length].decode(), message[8 + length :]
-    if kind == TEXT:
-        news.texts.append((head, rest.decode()))
-    elif kind == PREVIEW_WITH_METADATA:
-        picture = np.asarray(Image.open(io.BytesIO(rest)).convert("RGB")).astype(int)
-        said = news.texts[-1][1] if news.texts else ""
-        news.pictures.append((json.loads(head)["display_node_id"], picture, said))
-
-
 def place(picture: np.ndarray) -> tuple[float, ...] | None:
     """Return top, left, bottom, right of a picture's frame; None without one."""
     rows, columns = np.nonzero(np.abs(picture - FRAME).max(axis=-1) < 70)
@@ -156,8 +110,9 @@ def test_frame_counts_and_growing_picture(host: ComfyServer, tmp_path: Path) -> 
     assert re.fullmatch(r"6 tiles, 2 steps in \d+ s", news.texts[-1][1])
     left = [COUNTS.fullmatch(text).group(5) for _, text in news.texts[:-1]]
     assert left[0] is None
-    for finished, seconds in list(enumerate(left))[2:]:
-        assert abs(int(seconds) - 0.57 * (12 - finished)) < 2
+    for seconds, then in list(zip(left, news.times))[2:]:
+        really = news.times[-1] - then
+        assert abs(int(seconds) - really) < 2 + really / 2
 
     framed = {tuple(map(int, COUNTS.match(said).group(3, 1))): picture for _, picture, said in news.pictures[:-1]}
     assert {(1, 1), (1, 6)} <= set(framed) and len(framed) > 9, "a slow machine may leave out some"
