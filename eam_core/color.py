@@ -11,6 +11,7 @@ ColorFix = Literal["none", "wavelet", "adain", "lab"]
 COLOR_FIXES: tuple[ColorFix, ...] = get_args(ColorFix)
 
 NUM_WAVELET_LEVELS = 5
+_REACH = 2**NUM_WAVELET_LEVELS - 1  # pixels to each side that a pixel's low band depends on
 ADAIN_EPS = 1e-5
 
 # IEC 61966-2-1: linear sRGB to CIE XYZ under D65.
@@ -96,6 +97,37 @@ def apply_color_fix(image: Tensor, reference: Tensor, method: ColorFix) -> Tenso
     if method != "none":
         image = _METHODS[method](image, reference)
     return image.clamp(0, 1)
+
+
+def color_fix_in_place(image: Tensor, reference: Tensor, method: ColorFix, *, num_rows: int = 256) -> Tensor:
+    """Do what `apply_color_fix` does in the image's own memory, strip by strip; the result is the same to the bit.
+
+    Args:
+        image: restored image, [B,3,H,W], [0,1]; overwritten.
+        reference: see `apply_color_fix`; must not share the image's memory.
+        method: see `apply_color_fix`.
+        num_rows: height of a strip.
+
+    Returns:
+        The image.
+    """
+    if method == "none":
+        return image.clamp_(0, 1)
+    _check_pair(image, reference)
+    if method == "adain":
+        mean, std = _mean_std(image)
+        wanted_mean, wanted_std = _mean_std(reference)
+        return image.sub_(mean).div_(std).mul_(wanted_std).add_(wanted_mean).clamp_(0, 1)
+    height, above = image.shape[-2], image[..., :0, :]
+    for top in range(0, height, num_rows):
+        bottom, below = min(top + num_rows, height), min(top + num_rows + _REACH, height)
+        # The rows above are overwritten already; their originals were kept.
+        strip = torch.cat((above, image[..., top:below, :]), dim=-2)
+        first = top - above.shape[-2]
+        above = strip[..., max(0, bottom - _REACH - first) : bottom - first, :].clone()
+        fixed = apply_color_fix(strip, reference[..., first:below, :], method)
+        image[..., top:bottom, :] = fixed[..., top - first : bottom - first, :]
+    return image
 
 
 def srgb_to_lab(image: Tensor) -> Tensor:

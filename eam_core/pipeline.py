@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .color import apply_color_fix
+from .color import color_fix_in_place
 from .denoiser import Progress, Text, TiledDenoiser
 from .errors import CheckpointError
 from .flow import schedule
@@ -164,7 +164,7 @@ class Restorer:
         start = first_latents(lr_latents, spread, noise, config)
         latents = get_sampler(config.sampler)(denoiser, start, sigmas, None)
         restored, enlarged = crop_canvas(self.decode(latents), canvas, image.float().cpu(), config.scale, self.spec)
-        restored = apply_color_fix(restored, enlarged, config.color_fix)
+        restored = color_fix_in_place(restored, enlarged, config.color_fix)
         size = result_size(image, config.scale)
         return restored if restored.shape[-2:] == size else resize(restored, size)
 
@@ -206,7 +206,7 @@ class Restorer:
             overlap=AUTOENCODER_OVERLAP // DOWNSCALE,
             scale=DOWNSCALE,
         )
-        return ((decoded + 1) / 2).clamp(0, 1)
+        return decoded.add_(1).div_(2).clamp_(0, 1)  # in its own memory, which large pictures fill
 
     def _texts(self, config: RestoreConfig) -> tuple[Text, Text | None]:
         dtype = next(self.model.parameters()).dtype

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..eam_core.presets import EMBEDDED
-from .types import CATEGORY, schema, to_core, to_host
+from .types import schema, to_core, to_host
 
 
 class ColorFix(io.ComfyNode):
@@ -45,12 +45,12 @@ class ColorFix(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, reference: Tensor, method: str) -> io.NodeOutput:
         """Fix the colours of each image in the batch."""
-        from ..eam_core.color import apply_color_fix
+        from ..eam_core.color import color_fix_in_place
         from ..eam_core.images import resize
 
         restored = to_core(image)
         enlarged = resize(repeat_to_batch_size(to_core(reference), len(restored)), restored.shape[-2:])
-        return io.NodeOutput(to_host(apply_color_fix(restored, enlarged, method)))
+        return io.NodeOutput(to_host(color_fix_in_place(restored.clone(), enlarged, method)))
 
 
 class Degrade(io.ComfyNode):

@@ -10,6 +10,7 @@ from eam_core.color import (
     COLOR_FIXES,
     adain_color_fix,
     apply_color_fix,
+    color_fix_in_place,
     lab_color_fix,
     lab_to_srgb,
     srgb_to_lab,
@@ -111,6 +112,19 @@ def test_the_name_picks_the_function():
     assert torch.equal(apply_color_fix(image, reference, "none"), image.clamp(0, 1))
     for method, fix in zip(COLOR_FIXES[1:], FIXES, strict=True):
         assert torch.equal(apply_color_fix(image, reference, method), fix(image, reference).clamp(0, 1))
+
+
+@pytest.mark.parametrize("method", COLOR_FIXES)
+@pytest.mark.parametrize("num_rows", [1, 7, 40, 96, 500])
+def test_strips_in_place_give_the_same_bits(method, num_rows):
+    torch.manual_seed(0)
+    image, reference = torch.rand(2, 2, 3, 96, 40) * 1.2 - 0.1
+    expected = apply_color_fix(image, reference, method)
+    before = reference.clone()
+    fixed = color_fix_in_place(image, reference, method, num_rows=num_rows)
+    assert fixed is image
+    assert torch.equal(fixed, expected)
+    assert torch.equal(reference, before)
 
 
 def test_an_unknown_name_is_refused():
