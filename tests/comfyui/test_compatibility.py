@@ -232,7 +232,7 @@ def test_two_controls_the_last_one_counts_and_it_is_said(graph: Graph) -> None:
 
 
 def test_a_later_control_gets_its_own_tiles_back(graph: Graph, small: None) -> None:
-    picture = graph.add("EmptyImage", width=96, height=72, batch_size=1, color=0x336699)[0]
+    picture = graph.add("EmptyImage", width=80, height=16, batch_size=1, color=0x336699)[0]
     published = apply_small(graph, "dit4sr", small_base(graph), picture, scale=8.0)
     later = apply_small(graph, "eam", published[0], picture, scale=8.0)
     again = apply_small(graph, "dit4sr", later[0], picture, scale=8.0)
