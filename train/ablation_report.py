@@ -145,7 +145,7 @@ def _model_row(given: Given, scores: dict[str, list[float]], metrics: Sequence[s
         # One value per picture: its degradations are no further pictures.
         pictures = np.array(scores[metric]).reshape(len(given.config.pairs.presets), -1).mean(axis=0)
         mean, low, high = bootstrap(pictures)
-        cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+        cells.append(f"{mean:.3f}" + (f" [{low:.3f}, {high:.3f}]" if len(pictures) > 1 else ""))
     return cells
 
 

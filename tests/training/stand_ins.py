@@ -97,7 +97,7 @@ def make_stand_ins(folder: Path, autoencoder: Path) -> StandIns:
 
 def _save(path: Path, module: nn.Module) -> Path:
     path = path.with_suffix(".safetensors")
-    state = {key: torch.randn(value.shape) * 0.05 for key, value in module.state_dict().items()}
+    state = {key: torch.randn(value.shape) * 0.1 for key, value in module.state_dict().items()}
     save_weights(path, state)
     return path
 
