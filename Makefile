@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest --import-mode=importlib
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install metrics demo test check weights scores clean
+.PHONY: help venv install metrics demo test check weights scores bench clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,13 @@ scores: metrics ## score the default beside other systems on the test photos: ou
 	done
 	$(PY) -m train.dial_curve output/testset --out output/scores
 	$(PY) tests/bench/seams.py output/testset
+
+# basicsr is measured against, never installed: it stands in a folder of its own.
+BASICSR := .cache/basicsr
+bench: metrics ## measure speed and memory against the bars: output/bench.json; half an hour alone on a CPU
+	$(PY) -m pip install -c constraints.txt --no-deps -r tests/bench/peers.txt
+	test -d $(BASICSR) || $(PY) -m pip install --no-deps --no-build-isolation --target $(BASICSR) basicsr==1.4.2
+	PYTHONPATH=$(BASICSR) $(PY) tests/bench/bench.py --out output
 
 clean: ## remove .venv, .cache, the demo's output and the tools' caches
 	rm -rf $(VENV) .cache output/demo .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -12,12 +12,10 @@ The package `realesrgan` is not needed: it holds the order of the calls and the 
 (RealESRGANDataset draws the kernels, RealESRGANModel.feed_data does the rest, without its pair pool and random crop).
 """
 
-import argparse
 import importlib.util
 import itertools
 import math
 import os
-import platform
 import random
 import sys
 import time
@@ -26,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import report
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -174,19 +173,9 @@ def compare(
     return tuple(rounds * len(images) / total for total in spent)
 
 
-def machine() -> str:
-    """Name the processor and the versions that matter."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, basicsr 1.4.2"
-    return f"{name}, {os.cpu_count()} cores; {versions}"
-
-
 def main() -> None:
     """Print a line per number of threads and one for CUDA, with and without the sharpening, which dominates."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=24, help="batches that are timed; their parameters differ")
@@ -194,12 +183,13 @@ def main() -> None:
     args = parser.parse_args()
     basicsr, images = load_basicsr(), crops(args.batch, args.size)
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    print(machine())
+    print(f"{report.machine()}; basicsr 1.4.2")
     print(f"stock, scale {SCALE}, batch {args.batch} of {args.size} x {args.size}, {args.rounds} batches each")
     settings = [(threads, torch.device("cpu")) for threads in args.threads]
     if torch.cuda.is_available():
         settings.append((max(args.threads), torch.device("cuda")))
     configs = {"whole": PRESETS["stock"], "without sharpening": replace(PRESETS["stock"], sharpen_weight=0.0)}
+    faster: dict[str, float] = {}
     for (threads, device), (what, config) in itertools.product(settings, configs.items()):
         torch.set_num_threads(threads)
         theirs, ours = compare(basicsr, images, config, args.rounds, device)
@@ -208,6 +198,15 @@ def main() -> None:
             f"{what}, {threads} thread(s), ours on {where}: published {theirs:.1f}/s, ours {ours:.1f}/s, "
             f"{ours / theirs:.2f}x"
         )
+        if what == "whole":
+            faster[device.type] = min(ours / theirs, faster.get(device.type, ours / theirs))
+    name = "degradation, stock, times faster than the public CPU pipeline"
+    bars = (("on the same cores", "cpu", 1.5), ("on one GPU", "cuda", 50.0))
+    rows = [
+        report.Row(row=10, name=f"{name}, {where}", value=faster.get(kind), bar=bar, limit="at least")
+        for where, kind, bar in bars
+    ]
+    report.finish(rows, args.rows)
 
 
 if __name__ == "__main__":
