@@ -65,7 +65,7 @@ def ksampler() -> Sheet:
     sheet = begin("eam_ksampler")
     photo, loaded = load(sheet)
     small = sheet.add(
-        "ImageScaleToMaxDimension", "Small photo", image=photo["IMAGE"], upscale_method="area", largest_size=256
+        "ImageScaleToMaxDimension", "Small photo", image=photo["IMAGE"], upscale_method="lanczos", largest_size=256
     )
     applied = control(sheet, loaded, small["IMAGE"], *prompts(sheet, loaded))
     sheet.column("Restore")
