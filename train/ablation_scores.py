@@ -65,8 +65,8 @@ def held_out(data: DataConfig, count: int, size: int) -> Batch:
     batch = TrainingData(data, seed=0, batch_size=1).held_out_batch(count, size)
     if not len(batch.hr):
         raise DataError(
-            f"expected held-out pictures of at least {size} x {size} pixels among {', '.join(data.data)}, found none; "
-            "give more or larger pictures, or a smaller --crop-size."
+            f"expected held-out pictures of at least {size} x {size} pixels, one in {data.held_out} of those in "
+            f"{', '.join(data.data)}, found none; give more or larger pictures, or a smaller --crop-size."
         )
     return batch
 
