@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfy_host import ComfyServer, ExecutionError
+from comfy_host import REPO, ComfyServer, ExecutionError, graph_to_prompt
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -249,6 +250,30 @@ def test_graph_equals_the_library(host: ComfyServer, tower: Path) -> None:
     assert from_graph.shape == from_library.shape == (96, 128, 3)
     assert np.abs(from_graph - from_library).max() < 2 / 255
     assert np.abs(from_library - without).max() > 10 / 255
+
+
+def test_example_workflow(host: ComfyServer, tower: Path) -> None:
+    """Only the base, the number of steps and the tower's loader differ: core's own knows published sizes alone."""
+    workflow = json.loads((REPO / "example_workflows" / "eam_image_prompt.json").read_text(encoding="utf-8"))
+    patches = host.work_dir / "models" / "model_patches"
+    shutil.copy(patches / "trained.safetensors", patches / "consissr.safetensors")
+
+    def made(strength: float) -> np.ndarray:
+        prompt = graph_to_prompt(workflow, host.object_info())
+        nodes = {node["class_type"]: node for node in prompt.values()}
+        assert nodes["EAM_LoadModel"]["inputs"]["control"] == "consissr.safetensors"
+        nodes["EAM_LoadModel"]["inputs"]["checkpoint"] = "embedded (tiny, no text)"
+        nodes["CLIPVisionLoader"] |= {"class_type": "TinyTower", "inputs": {"folder": str(tower)}}
+        nodes["LoadImage"]["inputs"]["image"] = "one.png"
+        nodes["EAM_TiledSampler"]["inputs"]["steps"] = 2
+        nodes["EAM_ImagePrompt"]["inputs"]["strength"] = strength
+        (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+        found = host.run(prompt)[saved]["images"][0]
+        return np.asarray(Image.open(io.BytesIO(host.fetch(found))).convert("RGB")).astype(float)
+
+    prompted, plain = made(1.0), made(0.0)
+    assert prompted.shape == (96, 128, 3)
+    assert np.abs(prompted - plain).mean() > 1
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(host: ComfyServer, tower: Path, tmp_path: Path) -> None:
