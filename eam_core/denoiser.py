@@ -19,7 +19,7 @@ from .model.control import LRMemory
 from .model.family import LRState
 from .model.psi_dit import PsiDiT
 from .restore_config import RestoreConfig
-from .tiling import Box, tiled
+from .tiling import Box, TileBatch, tiled
 
 LR_MEMORY_BYTES = 2**30  # remembered LR keys and values of all tiles; tiles beyond are computed anew at each step
 
@@ -67,6 +67,7 @@ class TiledDenoiser:
             percent_to_sigma(percent, config.shift) for percent in (config.control_start, config.control_end)
         )
         self.on_progress, self.steps_done = on_progress, 0
+        self.tile_batch = TileBatch(config.tile_batch)
         self.memories: dict[tuple[Box, ...], list[LRMemory]] = {}
         self.memory_left = LR_MEMORY_BYTES
 
@@ -93,7 +94,7 @@ class TiledDenoiser:
             x,
             self.grid,
             extras=(self.lr_latents,),
-            tile_batch=config.tile_batch,
+            tile_batch=self.tile_batch,
             on_tile=on_tile,
         )
         self.steps_done += 1

@@ -1,6 +1,7 @@
 """Tiling: run a function over overlapping tiles and blend its results, with memory that follows the tile."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -97,6 +98,34 @@ class TileGrid:
         return [math.ceil(i * last / (num_gaps * self.align)) * self.align for i in range(num_gaps)] + [last]
 
 
+class TileBatch:
+    """How many tiles go through a network at once: halved for the rest of a run when memory runs out."""
+
+    def __init__(self, size: int):
+        """Start with `size` tiles, at least 1."""
+        if size < 1:
+            raise ValueError(f"expected tile_batch of at least 1, got {size}; use 1 to save memory")
+        self.size = size
+
+    def run(self, fn: Callable[[int], Tensor]) -> Tensor:
+        """Return fn(size); where that runs out of memory, of half the size, and so on down to 1.
+
+        Raises:
+            torch.OutOfMemoryError: even one tile does not fit.
+        """
+        while True:
+            try:
+                return fn(self.size)
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+            # Outside of the handler, which keeps the failed call's tensors alive.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.size //= 2
+            warnings.warn(f"out of memory with {2 * self.size} tiles at once; going on with {self.size}", stacklevel=3)
+
+
 def window(size: int, overlap: int) -> Tensor:
     """Return the weights across one tile: a gaussian, symmetric and above zero.
 
@@ -136,7 +165,7 @@ def tiled(
     grid: TileGrid,
     *,
     extras: tuple[Tensor, ...] = (),
-    tile_batch: int = 1,
+    tile_batch: int | TileBatch = 1,
     scale: Fraction | int = 1,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> Tensor:
@@ -149,7 +178,7 @@ def tiled(
         x: [B, C, H, W], of the grid's size.
         grid: where the tiles lie in x.
         extras: tensors cut along with x, of its batch and size.
-        tile_batch: tiles per call, at least 1.
+        tile_batch: tiles per call, at least 1; halved where memory runs out, for the rest of what shares a TileBatch.
         scale: output size over input size.
         on_tile: called as (tiles done, tiles in all) after each call of fn; may raise to stop.
 
@@ -158,14 +187,21 @@ def tiled(
 
     Raises:
         ValueError: sizes do not fit the grid or each other.
+        torch.OutOfMemoryError: even one tile does not fit.
     """
-    _check_inputs(x, grid, extras, tile_batch)
+    _check_inputs(x, grid, extras)
+    batch = tile_batch if isinstance(tile_batch, TileBatch) else TileBatch(tile_batch)
     out_grid = grid.scaled(scale)
     boxes = list(zip(grid.boxes, out_grid.boxes, _tile_weights(out_grid)))
-    out, dtype = None, x.dtype
-    for first in range(0, len(boxes), tile_batch):
-        in_boxes, out_boxes, weights = zip(*boxes[first : first + tile_batch])
-        result = fn(*(_cut(tensor, in_boxes) for tensor in (x, *extras)), list(in_boxes))
+    out, dtype, first = None, x.dtype, 0
+
+    def run(size: int) -> Tensor:
+        some = [box for box, _, _ in boxes[first : first + size]]
+        return fn(*(_cut(tensor, some) for tensor in (x, *extras)), some)
+
+    while first < len(boxes):
+        result = batch.run(run)
+        in_boxes, out_boxes, weights = zip(*boxes[first : first + batch.size])
         expected = (len(in_boxes) * x.shape[0], out_grid.tile_height, out_grid.tile_width)
         _check_shape(result, expected, "make fn return one result per tile, of scale times its size")
         if out is None:
@@ -176,8 +212,9 @@ def tiled(
         for (top, left, height, width), (row, column), part in zip(out_boxes, weights, result.split(x.shape[0])):
             weight = (row[:, None] * column).to(out.device)
             out[..., top : top + height, left : left + width] += weight * part
+        first += len(in_boxes)
         if on_tile is not None:
-            on_tile(first + len(in_boxes), len(boxes))
+            on_tile(first, len(boxes))
     assert out is not None
     return out.to(dtype)
 
@@ -227,9 +264,7 @@ def _tile_weights(grid: TileGrid) -> list[tuple[Tensor, Tensor]]:
     return [(row, column) for row in rows for column in columns]
 
 
-def _check_inputs(x: Tensor, grid: TileGrid, extras: tuple[Tensor, ...], tile_batch: int) -> None:
-    if tile_batch < 1:
-        raise ValueError(f"expected tile_batch of at least 1, got {tile_batch}; use 1 to save memory")
+def _check_inputs(x: Tensor, grid: TileGrid, extras: tuple[Tensor, ...]) -> None:
     for tensor in (x, *extras):
         _check_shape(
             tensor,

@@ -13,7 +13,7 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
-from ..eam_core.tiling import Box, TileGrid, tiled
+from ..eam_core.tiling import Box, TileBatch, TileGrid, tiled
 from .hooks import LR_COND, check_lr_size
 from .progress import Progress
 from .tile_conditioning import Cond, TileConditioning, TilePrompts
@@ -49,6 +49,7 @@ class TiledGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         self.tiling, self.cfg_start, self.cfg_end, self.fidelity = tiling, cfg_start, cfg_end, fidelity
         self.tile_prompts = TilePrompts([], 0.0)
+        self.tile_batch = TileBatch(tiling.tile_batch)
 
     def set_tile_prompts(self, prompts: TileConditioning, strength: float) -> None:
         """Let each tile follow a prompt of its own beside the global one; `set_conds` comes first.
@@ -89,7 +90,7 @@ class TiledGuider(comfy.samplers.CFGGuider):
         grouped = self.tile_prompts.in_groups(predict, self.conds, size)
         sigmas = options["transformer_options"]["sample_sigmas"]  # of this run; a control may have chosen others
         watched = self.progress.watching(grouped, x, grid, len(sigmas) - 1) if self.progress else grouped
-        denoised = tiled(watched, x, grid, tile_batch=self.tiling.tile_batch)
+        denoised = tiled(watched, x, grid, tile_batch=self.tile_batch)
         return self._guide(denoised, sigma, sigma_start=float(sigmas[0]))
 
     def _guide(self, denoised: Tensor, sigma: float, sigma_start: float) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eam_core.tiling import TileGrid, blend_weights, tiled, tiled_map, window
+from eam_core.tiling import TileBatch, TileGrid, blend_weights, tiled, tiled_map, window
 
 SIZES = [(8, 8), (5, 31), (1, 40), (32, 32), (33, 64), (47, 50), (64, 129), (97, 34), (131, 77)]
 TILES = [(16, 0), (16, 6), (32, 8), (32, 24), (32, 30)]
@@ -112,6 +112,39 @@ def test_result_does_not_depend_on_the_tile_batch(tile_batch):
     grid = TileGrid(height=50, width=75, tile=32, overlap=8)
     alone = tiled(lambda tiles, boxes: tiles - tiles.mean(dim=(1, 2, 3), keepdim=True), x, grid)
     torch.testing.assert_close(tiled(shade, x, grid, tile_batch=tile_batch), alone)
+
+
+def blur_of_limited_memory(most: int, calls: list[int]):
+    """Return a network stand-in that runs out of memory with more than `most` tiles."""
+
+    def fn(tiles, boxes):
+        calls.append(len(boxes))
+        if len(boxes) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return F.avg_pool2d(F.pad(tiles, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+    return fn
+
+
+def test_tiles_that_do_not_fit_together_run_in_smaller_batches_from_then_on():
+    grid, x = TileGrid(height=40, width=64, tile=16, overlap=4), torch.randn(2, 3, 40, 64)
+    expected = tiled(blur_of_limited_memory(99, []), x, grid)
+    calls, batch = [], TileBatch(8)
+    with pytest.warns(UserWarning, match="with 8 tiles at once; going on with 4"):
+        result = tiled(blur_of_limited_memory(3, calls), x, grid, tile_batch=batch)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+    assert calls[:3] == [8, 4, 2]
+    assert sum(number for number in calls if number <= 3) == len(grid.boxes)
+    calls.clear()
+    tiled(blur_of_limited_memory(3, calls), x, grid, tile_batch=batch)
+    assert max(calls) == 2, "the next step tried the large batch again"
+
+
+def test_one_tile_that_does_not_fit_is_an_error():
+    grid, calls = TileGrid(height=16, width=32, tile=16, overlap=4), []
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="going on with 1"):
+        tiled(blur_of_limited_memory(0, calls), torch.randn(1, 3, 16, 32), grid, tile_batch=2)
+    assert calls == [2, 1]
 
 
 def test_extras_and_boxes_belong_to_their_tiles():
