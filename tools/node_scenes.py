@@ -121,6 +121,17 @@ def restoration(
 
 
 SCENES: dict[str, Scene] = {
+    "EAM_Upscale": Scene(
+        nodes={
+            "photo": load(INPUT, (0, 0)),
+            "node": Node(type="EAM_Upscale", at=(290, 0), size=(300, 0)),
+            "result": Node(type="PreviewImage", at=(650, 0), size=(230, 290)),
+        },
+        links=[("photo", 0, "node", "image"), ("node", 0, "result", "images")],
+        shown=["photo", "node", "result"],
+        run=True,
+        pixels=1.0,
+    ),
     "EAM_LoadModel": alone("EAM_LoadModel", 330),
     "EAM_ControlPrompt": alone("EAM_ControlPrompt", 250),
     "EAM_ControlSettings": alone("EAM_ControlSettings", 280),
