@@ -1,59 +1,24 @@
-"""The trainer on the debug recipe: what it writes, what it optimises, and what must change nothing."""
+"""The trainer on the debug recipe: what it writes, what it optimises, what stops it, and what must change nothing."""
 
-import dataclasses
 import json
 import math
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
+
+sys.path.append(str(Path(__file__).parent))
+
+from trainer_runs import assert_close, assert_same, configured, last_checkpoint, log_of, trained
 
 from eam_core.checkpoint import build_control, build_image_prompt, check_pair, mmdit_params
-from eam_core.denoiser import Text
 from eam_core.errors import EAMError
-from eam_core.presets import EMBEDDED
 from eam_core.weight_files import read_metadata, read_weights
-from train import train_vision_tower
 from train.control_task import ControlConfig, ControlObjective, ControlTask
 from train.data import TrainingData
-from train.options import parse_config
-from train.recipes import RECIPES
-from train.text_cache import TextCache
 from train.train_psi_dit import train_control
-
-
-def configured(parts, run_dir, *options: str) -> ControlConfig:
-    return parse_config(RECIPES, description="", argv=parts.options(run_dir, *options))
-
-
-def trained(parts, run_dir: Path, *options: str) -> dict[str, Tensor]:
-    """Train in this process and return every tensor of the last checkpoint."""
-    train_control(configured(parts, run_dir, *options))
-    return last_checkpoint(run_dir)
-
-
-def last_checkpoint(run_dir: Path) -> dict[str, Tensor]:
-    return read_weights(max((run_dir / "checkpoints").glob("*.safetensors")))
-
-
-def log_of(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    differ = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not differ, f"{len(differ)} of {len(one)} tensors differ, e.g. {differ[0]}"
-
-
-def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=tolerance, rtol=tolerance, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -145,124 +110,8 @@ def test_accumulated_micro_batches_train_as_one_batch(parts, tmp_path):
         assert_close(part, {name: split[name] for name in part}, 1e-4 if kind == "model" else 1e-5)
 
 
-@pytest.mark.parametrize("family", ["psi_dit", "controlnet"])
-def test_gradient_checkpointing_changes_nothing(parts, tmp_path, family):
-    options = ("--family", family, "--steps", "2")
-    plain = trained(parts, tmp_path / "plain", *options)
-    again = trained(parts, tmp_path / "again", *options, "--gradient-checkpointing", "on")
-    assert_close(plain, again, 1e-6)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--family", "controlnet", "--num-blocks", "1"),
-        ("--lr-attention", "cross"),
-        ("--lr-init", "text", "--zero-init", "off"),
-        ("--loss", "picture", "--times", "uniform"),
-        ("--loss", "denoised", "--tala", "u"),
-        ("--mask-strategy", "random"),
-        ("--local-heads", "1", "--lr-schedule", "constant"),
-    ],
-    ids=" ".join,
-)
-def test_every_choice_trains_to_a_file_that_loads(parts, tmp_path, options):
-    trained(parts, tmp_path, *options)
-    build_control(read_weights(tmp_path / "control.safetensors"), "control")
-
-
-@pytest.fixture(scope="module")
-def tower(parts, tmp_path_factory) -> Path:
-    """A tiny random vision tower, tuned by the debug recipe of the first stage."""
-    sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-    from comfy_launch import define_missing_operators
-
-    define_missing_operators()
-    folder = tmp_path_factory.mktemp("tower")
-    data = dataclasses.replace(train_vision_tower.debug().data, data=(str(parts.photos),))
-    config = dataclasses.replace(train_vision_tower.debug(), data=data, run_dir=str(folder))
-    train_vision_tower.train_vision_tower(config)
-    return folder / "tower"
-
-
-@pytest.mark.parametrize("options", [("--tala", "sigma"), ("--tala", "none"), ("--family", "controlnet")], ids=" ".join)
-def test_the_image_prompt_trains_with_and_without_tala_and_beside_any_control(parts, tower, tmp_path, options):
-    tensors = trained(parts, tmp_path, "--image-encoder", str(tower), *options)
-    moved = [
-        n
-        for n in tensors
-        if n.startswith("model.model.image_prompt.") and tensors[n.replace("model", "exp_avg", 1)].any()
-    ]
-    assert any("to_out_ip" in name for name in moved) and any("projector" in name for name in moved)
-    state = read_weights(tmp_path / "control.safetensors")
-    prompt = build_image_prompt(state, "control")
-    assert prompt is not None and prompt.params.image_size == 64
-    again = trained(
-        parts, tmp_path / "again", "--image-encoder", str(tower), *options, "--gradient-checkpointing", "on"
-    )
-    assert_close(tensors, again, 1e-6)
-
-
-def test_sd3s_own_autoencoder_trains_a_control(parts, tower, tmp_path):
-    """The class that holds SD3's autoencoder, small and random, from a diffusers folder."""
-    diffusers = pytest.importorskip("diffusers")  # after `tower` has made torchvision importable
-    torch.manual_seed(0)
-    vae = diffusers.AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[8, 8, 8, 8],
-        latent_channels=16,
-        norm_num_groups=4,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    vae.save_pretrained(tmp_path / "vae")
-    tensors = trained(parts, tmp_path / "run", "--autoencoder", str(tmp_path / "vae"))
-    assert all(".control." in name for name in tensors)
-    with pytest.raises(EAMError, match=r"expected an EAM autoencoder .*, got .*; use --loss velocity"):
-        trained(parts, tmp_path / "other", "--autoencoder", str(tmp_path / "vae"), "--loss", "picture")
-
-
 def test_without_a_vision_tower_there_is_no_image_prompt(run_dir):
     assert build_image_prompt(read_weights(run_dir / "control.safetensors"), "control") is None
-
-
-@pytest.fixture(scope="module")
-def captioned(parts, tmp_path_factory) -> tuple[list[str], Path]:
-    """Options that train with text: pictures with captions, and random embeddings of these and of none."""
-    root = tmp_path_factory.mktemp("captioned")
-    shutil.copytree(parts.photos, root / "photos")
-    cache = TextCache.create(root / "cache", "random")
-    generator = torch.Generator().manual_seed(0)
-    for name in ["", *(path.stem for path in parts.photos.iterdir())]:
-        if name:
-            (root / "photos" / f"{name}.sa.txt").write_text(f"picture {name}")
-        text = Text(torch.randn(1, 5, 64, generator=generator), torch.randn(1, 64, generator=generator))
-        cache.write(f"picture {name}" if name else "", text)
-    options = ["--data", str(root / "photos"), "--captions", "sa", "--text-cache", str(cache.folder)]
-    return options, root
-
-
-def test_text_reaches_the_network_and_is_dropped_when_asked(parts, captioned, tmp_path):
-    options, _ = captioned
-    losses = {}
-    for share in ("0", "1"):
-        trained(parts, tmp_path / share, *options, "--null-text", share, "--steps", "2", "--lr", "0")
-        losses[share] = log_of(tmp_path / share)[0]["loss"]
-    trained(parts, tmp_path / "none", "--steps", "2", "--lr", "0")
-    assert len({losses["0"], losses["1"], log_of(tmp_path / "none")[0]["loss"]}) == 3
-
-
-def test_a_caption_without_embedding_is_one_sentence(parts, captioned, tmp_path):
-    options, root = captioned
-    photos = tmp_path / "photos"
-    shutil.copytree(root / "photos", photos)
-    for file in photos.glob("*.sa.txt"):
-        file.write_text("something else")
-    with pytest.raises(EAMError, match=r"expected the embedding of the caption 'something else' in .* found none; run"):
-        trained(parts, tmp_path / "run", *options, "--data", str(photos))
 
 
 def test_given_weights_are_continued(parts, run_dir, tmp_path):
@@ -343,65 +192,3 @@ def test_images_per_second_counts_what_was_trained(parts, tmp_path):
 def batches_of(config: ControlConfig, count: int) -> list:
     batches = TrainingData(config.data, seed=config.loop.seed, batch_size=config.loop.batch_size).batches()
     return [next(batches) for _ in range(count)]
-
-
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_recipe_is_a_complete_config(name):
-    config = RECIPES[name]()
-    assert config.recipe == name
-    assert json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def test_recipes_hold_the_papers_numbers():
-    eam, consissr, controlnet = (RECIPES[name]() for name in ("eam", "consissr", "controlnet"))
-    assert (eam.loop.steps, eam.data.crop_sizes, eam.objective.mask.strategy) == (30_000, (1024,), "pms")
-    assert 0 < eam.objective.masked_steps < eam.loop.steps
-    assert (consissr.objective.tala_exponent, bool(consissr.parts.image_encoder)) == (10, True)
-    assert (controlnet.parts.family, controlnet.objective.masked_steps, controlnet.loop.steps) == (
-        "controlnet",
-        0,
-        80_000,
-    )
-
-
-def test_debug_needs_nothing_but_photos(parts, script, tmp_path):
-    status, text = script.run("train_psi_dit", ["debug", "--data", str(parts.photos), "--run-dir", str(tmp_path)])
-    assert status == 0, text
-    control = build_control(read_weights(tmp_path / "control.safetensors"), "control")
-    check_pair(mmdit_params(read_weights(EMBEDDED.base)), control.params, "control")
-
-
-def test_help_explains_every_field(capsys):
-    with pytest.raises(SystemExit) as end:
-        parse_config(RECIPES, description="", argv=["debug", "--help"])
-    assert end.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for option in text.split(" --")[1:]:
-        words = option.partition("(default")[0].split()
-        assert len(words) > 3, f"--{option[:60]} is not explained"
-    assert "--mask-strategy" in text and "--tala-exponent" in text and "--crop-sizes" in text
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--leraning-rate", "1"], "unrecognized arguments: --leraning-rate 1"),
-        (["--save-evry", "1"], "did you mean --save-every?"),
-        (["--steps", "0"], "expected steps of at least 1, got 0"),
-        (["--ema", "1.5"], "expected ema in [0, 1), got 1.5"),
-        (["--lr-attention", "both"], "invalid choice: 'both'"),
-        (["--presets", "plain"], "expected one weight per preset ('plain',), got"),
-        (["--crop-sizes", "100"], "expected crop_sizes that are multiples of 16, got"),
-        (["--masked-steps", "9"], "expected masked_steps of at most steps 4, got 9"),
-        (["--mask-ratio", "2"], "expected ratio in [0, 1], got 2"),
-        (["--scale", "9"], "expected a scale from 2 to 8, got 9"),
-        (["--text-cache", "somewhere"], "expected captions 'sa' or 'da' with a text_cache, got 'none'"),
-        (["--val-sigma-start", "2"], "expected sigma_start in"),
-    ],
-)
-def test_a_bad_setting_is_one_sentence(options, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        parse_config(RECIPES, description="", argv=["debug", *options])
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and message in line
