@@ -59,7 +59,7 @@ def test_help_panel_shows_text_and_picture(classic_page: Any) -> None:
     assert panel.locator("h1").inner_text() == "EAM Tiled Sampler"
     assert [one.inner_text() for one in panel.locator("h2").all()][:3] == ["Inputs", "Outputs", "Typical values"]
     assert "share of noise to start from" in panel.inner_text()
-    assert panel.locator("table").count() == 1
+    assert panel.locator("li").count() > 15
     check_picture(classic_page)
 
 
