@@ -47,7 +47,9 @@ class LoadModel(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(tooltip="The base; LoRA and model patches go between here and EAM Apply Control."),
-                io.Clip.Output(tooltip="The checkpoint's text encoders, where it holds them; the embedded model's knows no text."),
+                io.Clip.Output(
+                    tooltip="The checkpoint's text encoders, where it holds them; the embedded model's knows no text."
+                ),
                 io.Vae.Output(tooltip="Encodes for EAM Apply Control and decodes the sampler's result."),
                 ControlType.Output(display_name="control", tooltip="The control weights, for EAM Apply Control."),
             ],
