@@ -14,7 +14,7 @@ GROUP_PAD, GROUP_TITLE = 20, 45
 WIDTHS = {"CLIPTextEncode": 340, "EAM_SubjectCaption": 360, "EAM_Upscale": 340}
 WIDTHS |= dict.fromkeys(("SaveImage", "EAM_Compare", "EAM_Report", "EAM_SaveFolder", "MarkdownNote"), 420)
 WIDTH = 300
-HEIGHTS = {"SaveImage": 420, "EAM_Compare": 480, "EAM_SaveFolder": 420, "EAM_Report": 320}
+HEIGHTS = {"SaveImage": 520, "EAM_Compare": 520, "EAM_SaveFolder": 580, "EAM_Report": 320}
 """Of nodes that show pictures or text once they ran."""
 NOTE_COLORS = {"color": "#432", "bgcolor": "#653"}
 Json = dict[str, Any]
