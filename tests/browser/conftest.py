@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,31 +69,37 @@ class Errors(list[str]):
 Opener = Callable[..., Any]
 
 
+@contextmanager
+def opened(browser: Any, server: ComfyServer, kind: str, **options: Any) -> Iterator[Any]:
+    """Open ComfyUI's page with nodes of a kind; `options` are of playwright's new_context.
+
+    The page has `kind` and `errors`; leaving fails if errors were heard.
+    """
+    settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": kind == "nodes 2.0"}
+    requests.post(f"{server.url}/settings", json=settings, timeout=60).raise_for_status()
+    context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
+    page = context.new_page()
+    page.kind, page.errors = kind, Errors()
+    page.errors.watch(page)
+    page.goto(server.url)
+    settle(page)
+    yield page
+    context.close()
+    assert not page.errors
+
+
 @pytest.fixture
 def open_page(browser: Any, server: ComfyServer) -> Iterator[Opener]:
-    """Give a function that opens ComfyUI's page: open_page(kind, **what playwright's new_context takes).
+    """Give a function that opens a page for one test: open_page(kind, **options)."""
+    with ExitStack() as stack:
+        yield lambda kind, **options: stack.enter_context(opened(browser, server, kind, **options))
 
-    The page has `kind` and `errors`; the test fails at its end if errors were heard.
-    """
-    contexts, heard = [], []
 
-    def open_one(kind: str, **options: Any) -> Any:
-        settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": kind == "nodes 2.0"}
-        requests.post(f"{server.url}/settings", json=settings, timeout=60).raise_for_status()
-        context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.kind, page.errors = kind, Errors()
-        heard.append(page.errors)
-        page.errors.watch(page)
-        page.goto(server.url)
-        settle(page)
-        return page
-
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert not any(heard), heard
+@pytest.fixture(scope="module")
+def classic_page(browser: Any, server: ComfyServer) -> Iterator[Any]:
+    """One page for all tests of a module, as opening it takes seconds."""
+    with opened(browser, server, "classic") as page:
+        yield page
 
 
 @pytest.fixture(params=KINDS)

@@ -22,6 +22,7 @@ export class Comparer {
     Object.assign(this, { gallery: new Gallery(api), remember, view: new View(), heat: new HeatMap() });
     Object.assign(this, { data: null, number: 0, pictures: null, message: EMPTY, turn: 0 });
     Object.assign(this, { mode: MODES[0], wipe: 0.5, flipped: false, range: RANGES[0], pointer: null, density: 1 });
+    this.areas = [{ left: 0, top: 0, width: 1, height: 1 }];
     this.rate = window.matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : RATES[0];
     this.act = this.makeActions();
     this.build(outer);
@@ -236,11 +237,11 @@ export class Comparer {
 
   render() {
     const { mode, pair, ready, number, message, flipped, rate, range, density, canvas } = this;
-    const areas = Object.assign([...(this.areas ?? [])], { width: canvas.width, height: canvas.height });
+    const areas = Object.assign([...this.areas], { width: canvas.width, height: canvas.height });
     const percent = this.view.zoom < 0.1 ? (100 * this.view.zoom).toFixed(1) : Math.round(100 * this.view.zoom);
     const total = this.data?.pairs.length ?? 0;
     this.controls.show({ mode, pair, ready, number, message, flipped, rate, range, percent, total, areas });
-    if (ready && this.areas) draw({ ...this, areas, density });
+    if (ready) draw({ ...this, areas, density });
     else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
     canvas.setAttribute("aria-label", this.description());
   }
@@ -248,8 +249,9 @@ export class Comparer {
   description() {
     if (!this.ready) return this.message;
     const [a, b] = this.pair.labels;
-    const words = { wipe: `${a} left of the line, ${b} right of it`, side: `${a} and ${b}`, flicker: this.flipped ? b : a };
-    return words[this.mode] ?? `Difference of ${a} and ${b}`;
+    if (this.mode === "wipe") return `${a} left of the line, ${b} right of it`;
+    if (this.mode === "side") return `${a} and ${b}`;
+    return this.mode === "flicker" ? `${this.flipped ? b : a}` : `Difference of ${a} and ${b}`;
   }
 
   close() {

@@ -26,7 +26,8 @@ export class Controls {
     });
     this.full = button("Full screen", "Enter", { shape: "enter" }, act.full);
     this.helpButton = button("Keys", "?", { text: "?" }, () => this.toggleHelp());
-    const group = make("div", { className: "eam-compare-modes", role: "group", "aria-label": "View", children: this.modes });
+    const names = { role: "group", "aria-label": "View" };
+    const group = make("div", { className: "eam-compare-modes", ...names, children: this.modes });
     const right = make("div", { className: "eam-compare-group", children: [this.helpButton, this.full] });
     this.top = make("div", { className: "eam-compare-bar", children: [group, right] });
     this.makeBottom(act);
@@ -65,13 +66,15 @@ export class Controls {
   }
 
   makeOverlays(act) {
-    this.tags = ["before", "after"].map((side) => make("div", { className: `eam-compare-tag eam-compare-tag-${side}` }));
+    const tag = (side) => make("div", { className: `eam-compare-tag eam-compare-tag-${side}` });
+    this.tags = ["before", "after"].map(tag);
     this.message = make("div", { className: "eam-compare-message", role: "status" });
     this.scale = make("span", { className: "eam-compare-scale", "aria-hidden": "true" });
     this.scale.style.background = GRADIENT;
     this.most = make("span");
     this.adjust = button("", "", { className: "eam-compare-adjust" }, act.adjust);
-    this.legend = make("div", { className: "eam-compare-legend", children: [make("span", { text: "0" }), this.scale, this.most] });
+    const scale = [make("span", { text: "0" }), this.scale, this.most];
+    this.legend = make("div", { className: "eam-compare-legend", children: scale });
     this.setting = make("div", { className: "eam-compare-setting", children: [this.legend, this.adjust] });
     const rows = KEYS.map(([keys, does]) => [make("dt", { text: keys }), make("dd", { text: does })]).flat();
     this.help = make("dl", { className: "eam-compare-help", children: rows });
@@ -112,7 +115,7 @@ export class Controls {
     this.tags.forEach((tag, number) => {
       tag.hidden = !ready || (mode === "flicker" && Number(flipped) !== number);
       if (!tag.hidden) say(tag, `${pair.labels[number]}  ${sizeText(sizes[number])}`);
-      const second = mode === "side" && number === 1 ? areas[1] : { left: 0, top: 0 };
+      const second = (mode === "side" && number === 1 && areas[1]) || { left: 0, top: 0 };
       // Two panes above each other: the second name stands at the top of its own pane.
       tag.style.top = `calc(${(100 * second.top) / (areas.height || 1)}% + 6px)`;
       tag.classList.toggle("eam-compare-left", mode === "flicker" || (mode === "side" && second.left === 0));

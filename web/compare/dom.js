@@ -31,7 +31,8 @@ export function icon(name) {
 /** Make a button; `hint` is what the tooltip adds to its name, mostly its key. */
 export function button(name, hint, { text, shape, className = "" }, act) {
   const title = hint ? `${name} (${hint})` : name;
-  const made = make("button", { className: `eam-compare-button ${className}`, type: "button", "aria-label": name, title });
+  const names = { type: "button", "aria-label": name, title };
+  const made = make("button", { className: `eam-compare-button ${className}`, ...names });
   if (shape) made.append(icon(shape));
   else made.textContent = text ?? name;
   made.addEventListener("click", act);

@@ -61,9 +61,16 @@ export function listen(stage, canvas, host, outer) {
     host.changed();
   };
 
+  // Nodes 2.0 takes every wheel above a node for the graph, but from elements that claim it.
+  const claimWheel = (event, point) => {
+    const claimed = point !== null && own(event) && host.view.holds(inPane(point));
+    stage.dataset.captureWheel = String(claimed);
+  };
+
   stage.addEventListener("pointermove", (event) => {
-    if (!own(event)) return;
     const point = pointOf(event);
+    claimWheel(event, point);
+    if (!own(event)) return;
     const touch = event.pointerType === "touch";
     if (!touch) host.hover(point);
     if (!drag) return;
@@ -88,7 +95,10 @@ export function listen(stage, canvas, host, outer) {
   };
   stage.addEventListener("pointerup", end);
   stage.addEventListener("pointercancel", end);
-  stage.addEventListener("pointerleave", () => host.hover(null));
+  stage.addEventListener("pointerleave", (event) => {
+    claimWheel(event, null);
+    host.hover(null);
+  });
   stage.addEventListener("dblclick", (event) => {
     if (!own(event) || host.mode === "flicker") return;
     event.stopPropagation();
