@@ -13,7 +13,7 @@ from PIL import Image
 NODES = {
     *("EAM_LoadModel", "EAM_ControlPrompt", "EAM_ControlSettings", "EAM_ApplyControl", "EAM_ImagePrompt"),
     *("EAM_LoadCaptioner", "EAM_SubjectCaption", "EAM_EncodeTileCaptions"),
-    *("EAM_TiledSampler", "EAM_ColorFix", "EAM_Degrade", "EAM_Compare"),
+    *("EAM_TiledSampler", "EAM_ColorFix", "EAM_Degrade", "EAM_Compare", "EAM_Upscale"),
 }
 
 
