@@ -85,7 +85,9 @@ class Comparison:
         return float(self.text("zoom").rstrip(" %"))
 
     def tags(self) -> list[str]:
-        return [tag.inner_text() for tag in self.page.locator(".eam-compare-tag").all() if tag.is_visible()]
+        """Return the names on the picture, each with its size."""
+        shown = [tag.inner_text() for tag in self.page.locator(".eam-compare-tag").all() if tag.is_visible()]
+        return ["  ".join(text.split("\n")) for text in shown]
 
     def pixels(self) -> np.ndarray:
         """Photograph what covers the canvas; return [height, width, 3]."""

@@ -50,7 +50,7 @@ export class Controls {
     });
     this.zoom = make("span", { className: "eam-compare-count eam-compare-zoom" });
     const zooms = make("div", {
-      className: "eam-compare-group",
+      className: "eam-compare-group eam-compare-zooms",
       role: "group",
       "aria-label": "Zoom",
       children: [
@@ -66,7 +66,10 @@ export class Controls {
   }
 
   makeOverlays(act) {
-    const tag = (side) => make("div", { className: `eam-compare-tag eam-compare-tag-${side}` });
+    const tag = (side) => {
+      const parts = [make("span", { className: "eam-compare-name" }), make("span", { className: "eam-compare-size" })];
+      return make("div", { className: `eam-compare-tag eam-compare-tag-${side}`, children: parts });
+    };
     this.tags = ["before", "after"].map(tag);
     this.message = make("div", { className: "eam-compare-message", role: "status" });
     this.scale = make("span", { className: "eam-compare-scale", "aria-hidden": "true" });
@@ -114,7 +117,8 @@ export class Controls {
     const sizes = pair ? [pair.a_size, pair.b_size] : [];
     this.tags.forEach((tag, number) => {
       tag.hidden = !ready || (mode === "flicker" && Number(flipped) !== number);
-      if (!tag.hidden) say(tag, `${pair.labels[number]}  ${sizeText(sizes[number])}`);
+      const texts = tag.hidden ? [] : [pair.labels[number], sizeText(sizes[number])];
+      texts.forEach((text, part) => say(tag.children[part], text));
       const second = (mode === "side" && number === 1 && areas[1]) || { left: 0, top: 0 };
       // Two panes above each other: the second name stands at the top of its own pane.
       tag.style.top = `calc(${(100 * second.top) / (areas.height || 1)}% + 6px)`;
