@@ -1,11 +1,14 @@
-"""What several core tests share: small random models that run the whole path in milliseconds, and diffusers."""
+"""Fixtures that several core tests share: small random models, the authors' files, captioners, and diffusers."""
 
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from eam_core.captioning.local import LocalModel
 from eam_core.loading import NullText
 from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder
 from eam_core.model.control import ControlParams, ControlStream
@@ -13,6 +16,11 @@ from eam_core.model.mmdit import MMDiT, MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
 from eam_core.pipeline import Restorer
 from eam_core.weight_files import save_weights
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from local_model_chats import KINDS
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +82,30 @@ class TinyModels:
 @pytest.fixture(scope="session")
 def tiny() -> TinyModels:
     return TinyModels()
+
+
+# Captioners
+
+
+@pytest.fixture
+def no_caption_settings(monkeypatch):
+    """Take what the user's environment says of endpoints away."""
+    for name in ("EAM_API_KEY", "EAM_ALLOW_REMOTE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def local_folders(captioning_models, tmp_path_factory) -> dict[str, Path]:
+    """Folders of random models by kind; not to be changed."""
+    return {kind: captioning_models.build_model(kind, tmp_path_factory.mktemp(kind) / kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def local_models(local_folders) -> dict[str, LocalModel]:
+    return {kind: LocalModel(folder, device="cpu", batch_size=2) for kind, folder in local_folders.items()}
+
+
+@pytest.fixture
+def local_copy(local_folders, tmp_path) -> Path:
+    """A folder of one's own to break."""
+    return shutil.copytree(local_folders["qwen2_5_vl"], tmp_path / "model")
