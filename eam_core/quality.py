@@ -13,7 +13,7 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 # ITU-R BT.601: R, G and B in [0, 1] to Y in [16, 235].
 _LUMA, _LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0
 # Strips of about so many pixels are measured one after the other, in float64.
-_STRIP_PIXELS = 2**20
+_STRIP_PIXELS = 2**19
 
 
 def luma(image: Tensor) -> Tensor:
@@ -81,11 +81,15 @@ def ssim(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def _ssim_map(image: Tensor, reference: Tensor, window: Tensor) -> Tensor:
+    taps = window.tolist()
+
     def blur(values: Tensor) -> Tensor:
         for dim in (0, 1):
             length = values.shape[dim] - SSIM_WINDOW + 1
-            taps = (values.narrow(dim, start, length) * weight for start, weight in enumerate(window.tolist()))
-            values = sum(taps, start=torch.zeros((), dtype=values.dtype, device=values.device))
+            blurred = values.narrow(dim, 0, length) * taps[0]
+            for start, weight in enumerate(taps[1:], start=1):
+                blurred.add_(values.narrow(dim, start, length), alpha=weight)
+            values = blurred
         return values
 
     mean, mean_ref = blur(image), blur(reference)

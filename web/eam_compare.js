@@ -42,15 +42,6 @@ function after(node, name, then) {
   };
 }
 
-// Some front ends know "advanced" as an option alone: such widgets are neither folded away nor give up their room.
-function fold(node) {
-  for (const widget of node.widgets) {
-    if (!widget.options?.advanced || widget.advanced) continue;
-    widget.advanced = true;
-    widget.computeSize = (width) => [width ?? 0, node.showAdvanced ? 20 : -4];
-  }
-}
-
 function addComparer(node) {
   const remember = (mode) => {
     node.properties[MODE] = mode;
@@ -63,7 +54,6 @@ function addComparer(node) {
     getMinHeight: () => SMALLEST[1],
   });
   widget.serialize = false;
-  fold(node);
   comparers.add(comparer);
   after(node, "onRemoved", () => {
     comparers.delete(comparer);
