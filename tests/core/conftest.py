@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from eam_core import cli
 from eam_core.captioning.local import LocalModel
 from eam_core.loading import NullText
 from eam_core.model.autoencoder import AutoencoderParams, PatchAutoencoder
@@ -20,6 +21,9 @@ from eam_core.weight_files import save_weights
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parent))
 
+import dit4sr_golden
+import tsdsr_golden
+from command_line import FAST
 from local_model_chats import KINDS
 
 
@@ -109,3 +113,76 @@ def local_models(local_folders) -> dict[str, LocalModel]:
 def local_copy(local_folders, tmp_path) -> Path:
     """A folder of one's own to break."""
     return shutil.copytree(local_folders["qwen2_5_vl"], tmp_path / "model")
+
+
+# What the authors' code makes of small random weights
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For so small models, threads on busy cores only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dit4sr() -> dit4sr_golden.Golden:
+    """The smaller model; its first release's file, whose weights are the revised one's."""
+    return dit4sr_golden.Golden.load("dit4sr_v1_host.safetensors")
+
+
+@pytest.fixture(scope="module", params=tsdsr_golden.FILES or [None])
+def tsdsr(request) -> tsdsr_golden.Golden:
+    if request.param is None:
+        pytest.skip(f"no golden files tsdsr_*.safetensors in {tsdsr_golden.FOLDER}; set EAM_GOLDEN")
+    return tsdsr_golden.Golden.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def tsdsr_paths(tsdsr, diffusers, tmp_path_factory) -> dict[str, Path]:
+    """Base, control and autoencoder of the golden file as the files a user has."""
+    folder = tmp_path_factory.mktemp("tsdsr")
+    return {
+        "base": tsdsr.save_base(folder / "base.safetensors", "model.diffusion_model."),
+        "control": tsdsr.save_control(folder / "tsdsr"),
+        "autoencoder": tsdsr.save_autoencoder(diffusers, folder / "vae"),
+    }
+
+
+@pytest.fixture(scope="module")
+def tsdsr_restorer(tsdsr_paths) -> Restorer:
+    return Restorer.from_files(**tsdsr_paths)
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tiny, tmp_path_factory) -> SimpleNamespace:
+    return tiny.save(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def tiny_options(tiny_files) -> list[str]:
+    """Options that name the tiny model."""
+    files = (("base", tiny_files.base), ("control", tiny_files.control), ("autoencoder", tiny_files.autoencoder))
+    return [text for name, path in files for text in (f"--{name}", str(path))]
+
+
+@pytest.fixture
+def upscale(tiny_options, capsys):
+    """Run the command line in this process; return exit status, stdout and stderr."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*args, options=tiny_options):
+        try:
+            status = cli.main(["upscale", *map(str, args), *FAST, *options])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    yield run
+    torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from eam_core.checkpoint import build_control, build_mmdit, with_settings
 from eam_core.diffusers_keys import to_sd3_keys
 from eam_core.model.dit4sr import is_control_key, is_dead_key
 from eam_core.model.layers import Factory
+from eam_core.model.mmdit import MMDiTParams
 from eam_core.model.psi_dit import PsiDiT
 
 FOLDER = Path(os.environ.get("EAM_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))
@@ -21,6 +23,12 @@ FORWARD = sorted(path.name for path in FOLDER.glob("dit4sr_*.safetensors") if no
 SAMPLING = sorted(path.name for path in FOLDER.glob("dit4sr_*_sampling.safetensors"))
 KEY_RULES = {"v1": "first", "r1": "r1"}
 PREFIX = "weights."
+TOLERANCE = 1e-5  # what the README of the outputs asks for in float32
+SD35_MEDIUM = MMDiTParams(
+    depth=24, hidden_size=1536, pos_embed_max_size=384, qk_norm=True, dual_attention_blocks=tuple(range(13))
+)
+
+needs_golden = pytest.mark.skipif(not FORWARD, reason="no outputs of the authors' code; set EAM_GOLDEN to their folder")
 
 
 @dataclass(frozen=True)

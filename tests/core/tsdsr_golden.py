@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eam_core.companions import save_embeddings
 from eam_core.denoiser import Text
+from eam_core.pipeline import Restorer
 
 FOLDER = Path(os.environ.get("EAM_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))
 FILES = sorted(path.name for path in FOLDER.glob("tsdsr_*.safetensors"))
@@ -79,3 +80,21 @@ class Golden:
         vae.load_state_dict(convert_ldm_vae_checkpoint(self.autoencoder, self.vae_config))
         vae.save_pretrained(folder)
         return folder
+
+
+def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() <= tolerance
+
+
+def photo(golden: Golden, case: str) -> Tensor:
+    """Return the picture of a case as [1,3,H,W] in [0,1]."""
+    return golden[f"{case}/lr_image_uint8"].permute(2, 0, 1)[None].float() / 255
+
+
+@torch.no_grad()
+def velocity(restorer: Restorer, latents: Tensor) -> Tensor:
+    text = restorer.text.encode([""])[0]
+    num = len(latents)
+    args = (text.context.expand(num, -1, -1), text.pooled.expand(num, -1))
+    return restorer.model(latents, torch.full((num,), 1000.0), *args, latents)
