@@ -1,9 +1,7 @@
-"""Pictures on disk: read them, check their size, resize them, and write them whole or not at all."""
+"""Pictures: read them from disk, check their size, resize them, and write them."""
 
 import io
-import os
 import re
-import secrets
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import DiskError, ImageError
+from .errors import ImageError
+from .whole_file import write_whole
 
 # One token of the transformer: two latents of 8 pixels.
 MIN_EDGE = 16
@@ -190,7 +189,7 @@ def save_image(picture: Picture | Tensor, path: str | Path, options: dict[str, A
     data = io.BytesIO()
     profile = {"icc_profile": picture.icc_profile} if picture.icc_profile else {}
     Image.fromarray(pixels).save(data, format=encoding.format, **encoding.options | profile | (options or {}))
-    _write_whole(path, data.getbuffer())
+    write_whole(path, data.getbuffer())
 
 
 def resize(image: Tensor, size: tuple[int, int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
@@ -272,26 +271,6 @@ def _to_tensors(image: Image.Image, name: str) -> tuple[Tensor, Tensor | None]:
         raise ImageError(f"{name}: expected grey, RGB or CMYK, got {image.mode}; save it as RGB.") from error
     channels = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(255).contiguous()
     return channels[:, :3], channels[:, 3:] if has_alpha else None
-
-
-def _write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write beside the target, then rename: a rename within one folder happens whole or not at all."""
-    # Dotted, so that no listing shows it; not the target's name, which may be as long as names can be.
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        try:
-            with open(part, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise DiskError(
-            f"{path}: expected to write {len(data)} bytes, could not ({_reason(error)}) and left nothing behind; "
-            "free some space or choose another folder."
-        ) from error
 
 
 def _too_many_pixels(name: str, got: str) -> str:
