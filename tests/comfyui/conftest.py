@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "core"))
 sys.path.append(str(Path(__file__).resolve().parent))
 
+import caption_graph
 from comfy_host import ComfyServer
 from graphs import Graph
 
@@ -50,3 +52,19 @@ def photos(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Non
         path = folder / f"{name}.png"
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
         server.upload_image(path)
+
+
+@pytest.fixture(scope="session")
+def beach(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A picture of 48 x 32 pixels in the input folder."""
+    path = tmp_path_factory.mktemp("photo") / "beach.png"
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((48, 32), Image.Resampling.BICUBIC).save(path)
+    return server.upload_image(path)
+
+
+@pytest.fixture
+def forget_captions(server: ComfyServer) -> None:
+    """Make ComfyUI forget results, and the pack its captions."""
+    caption_graph.free(server)
+    shutil.rmtree(caption_graph.kept(server), ignore_errors=True)
