@@ -1,4 +1,4 @@
-"""Nodes that test_dit4sr.py puts into its ComfyUI: inputs from a file, one forward pass, and patches of other packs."""
+"""Nodes that dit4sr_graph.py puts into its ComfyUI: inputs from a file, one forward pass, patches of other packs."""
 
 import comfy.model_management
 import torch
