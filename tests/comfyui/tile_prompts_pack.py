@@ -1,4 +1,4 @@
-"""Nodes that test_tile_prompts.py puts into its ComfyUI: core's own CLIP around a stand-in, and what tests look at.
+"""Nodes that tile_prompts_graph.py puts into its ComfyUI: core's own CLIP around a stand-in, and what tests look at.
 
 The stand-in gives each text random tokens, as many as it has words.
 """
