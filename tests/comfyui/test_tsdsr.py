@@ -1,21 +1,19 @@
 """TSD-SR in a real ComfyUI: LoRA on clones of MODEL and VAE, one step by either sampler, and the library's picture."""
 
-import importlib.util
 import io
 import json
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import tsdsr_golden
 from comfy_host import REPO, ComfyServer, ExecutionError, graph_to_prompt
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from tsdsr_graph import BASE, NAME, PICTURE, Graph, close, tsdsr_host
 
 from eam_core.checkpoint import build_mmdit
 from eam_core.lora import merge, transformer_changes
@@ -26,114 +24,23 @@ from eam_core.presets import TSDSR
 from eam_core.restore_config import RestoreConfig
 from eam_core.weight_files import save_weights
 
-LATENTS = 1e-4  # raw latents are about 1; the graph sums in another order
-PICTURE = 2 / 255  # of a picture saved with 8 bits
-SAMPLING = {"seed": 21, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "sgm_uniform"}
-TILED = {"start_sigma": 0.5, "fidelity": 0.0, "tile": 0, "overlap": 0, "tile_batch": 1}
-NAME, FOLDER, BASE = "tsdsr/transformer.safetensors", "tsdsr", "tsdsr_base.safetensors"
-
-
-def _golden_files():
-    path = REPO / "tests" / "core" / "tsdsr_golden.py"
-    if "tsdsr_golden" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("tsdsr_golden", path)
-        assert spec and spec.loader
-        sys.modules["tsdsr_golden"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["tsdsr_golden"])
-    return sys.modules["tsdsr_golden"]
-
-
-golden_files = _golden_files()
-
 
 @pytest.fixture(scope="module")
 def golden():
-    if not golden_files.FILES:
-        pytest.skip(f"no golden files tsdsr_*.safetensors in {golden_files.FOLDER}; set EAM_GOLDEN")
-    return golden_files.Golden.load(golden_files.FILES[0])
+    if not tsdsr_golden.FILES:
+        pytest.skip(f"no golden files tsdsr_*.safetensors in {tsdsr_golden.FOLDER}; set EAM_GOLDEN")
+    return tsdsr_golden.Golden.load(tsdsr_golden.FILES[0])
 
 
 @pytest.fixture(scope="module")
-def host(golden, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    folder = tmp_path_factory.mktemp("host")
-    (folder / "custom_nodes").mkdir()
-    shutil.copy(Path(__file__).with_name("tsdsr_pack.py"), folder / "custom_nodes")
-    models = folder / "models"
-    for kind in ("checkpoints", "diffusion_models", "loras", "model_patches"):
-        (models / kind).mkdir(parents=True)
-    golden.save_base(models / "checkpoints" / BASE, "model.diffusion_model.")
-    golden.save_base(models / "diffusion_models" / BASE)
-    golden.save_control(models / "model_patches" / FOLDER)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OMP_NUM_THREADS", "1")
-        environment.setenv("EAM_GOLDEN_FILE", str(golden_files.FOLDER / golden_files.FILES[0]))
-        with ComfyServer(folder) as running:
-            for case in golden.cases:
-                path = folder / f"{case}.png"
-                Image.fromarray(golden[f"{case}/lr_image_uint8"].numpy()).save(path)
-                running.upload_image(path)
-            yield running
-
-
-class Graph:
-    """A prompt in the making; nodes are ids, and links are (id, slot)."""
-
-    def __init__(self, server: ComfyServer, control: str = NAME) -> None:
-        self.server, self.prompt = server, {}
-        self.loaded = self.add("EAM_LoadModel", checkpoint=BASE, control=control)
-        self.model, self.control = [self.loaded, 0], [self.loaded, 3]
-        self.vae = [self.add("TestGoldenVAE"), 0]
-        self.text = [self.add("EAM_ControlPrompt", control=self.control), 0]
-
-    def add(self, kind: str, **inputs: Any) -> str:
-        node = str(len(self.prompt) + 1)
-        self.prompt[node] = {"class_type": kind, "inputs": inputs}
-        return node
-
-    def photo(self, case: str) -> list[Any]:
-        return [self.add("LoadImage", image=f"{case}.png"), 0]
-
-    def apply(self, case: str = "single", **changes: Any) -> str:
-        inputs = {"model": self.model, "positive": self.text, "negative": self.text, "vae": self.vae}
-        inputs |= {"control": self.control, "image": self.photo(case), "scale": 4.0, "control_scale": 1.0}
-        return self.add("EAM_ApplyControl", **inputs | {"start": 0.0, "end": 1.0} | changes)
-
-    def sample(self, applied: str, **changes: Any) -> list[Any]:
-        links = {"model": [applied, 0], "positive": [applied, 1], "negative": [applied, 2], "latent": [applied, 3]}
-        return [self.add("EAM_TiledSampler", **links | SAMPLING | TILED | changes), 0]
-
-    def sample_by_core(self, applied: str, **changes: Any) -> list[Any]:
-        links = {"model": [applied, 0], "positive": [applied, 1], "negative": [applied, 2]}
-        links |= {"latent_image": [applied, 3], "denoise": 1.0}
-        return [self.add("KSampler", **links | SAMPLING | changes), 0]
-
-    def latents(self, *links: list[Any]) -> list[Tensor]:
-        """Run the graph and return LATENTs."""
-        saved = [self.add("SaveLatent", samples=link, filename_prefix="test") for link in links]
-        outputs = self.server.run(self.prompt)
-        found = [outputs[node]["latents"][0] for node in saved]
-        folder = self.server.work_dir / "output"
-        return [load_file(folder / file["subfolder"] / file["filename"])["latent_tensor"] for file in found]
-
-    def picture(self, latents: list[Any]) -> Tensor:
-        """Run the graph and return the decoded picture's 8-bit levels [H, W, 3]."""
-        image = self.add("VAEDecode", samples=latents, vae=self.vae)
-        saved = self.add("PreviewImage", images=[image, 0])
-        found = self.server.run(self.prompt)[saved]["images"][0]
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(self.server.fetch(found))).convert("RGB"))).int()
-
-    def velocity(self, model: list[Any], case: str = "single") -> list[Any]:
-        return [self.add("TestVelocity", model=model, conditioning=self.text, case=case), 0]
+def host(golden: tsdsr_golden.Golden, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    with tsdsr_host(golden, tmp_path_factory.mktemp("host")) as running:
+        yield running
 
 
 @pytest.fixture
 def graph(host: ComfyServer) -> Graph:
     return Graph(host)
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = LATENTS) -> None:
-    assert got.shape == expected.shape
-    assert (got - expected).abs().max() < tolerance
 
 
 # Parity with the authors' code

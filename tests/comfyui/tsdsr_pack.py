@@ -1,4 +1,4 @@
-"""Nodes that test_tsdsr.py puts into its ComfyUI: core's VAE at the golden file's size, and what tests look at.
+"""Nodes that tsdsr_graph.py puts into its ComfyUI: core's VAE at the golden file's size, and what tests look at.
 
 Core builds SD3's autoencoder at one size only, so this one is put together from core's own classes.
 """
