@@ -100,7 +100,7 @@ def apply_color_fix(image: Tensor, reference: Tensor, method: ColorFix) -> Tenso
 
 
 def color_fix_in_place(image: Tensor, reference: Tensor, method: ColorFix, *, num_rows: int = 256) -> Tensor:
-    """Do what `apply_color_fix` does in the image's own memory, strip by strip; the result is the same to the bit.
+    """Do what `apply_color_fix` does in the image's own memory, strip by strip; the same but for rounding.
 
     Args:
         image: restored image, [B,3,H,W], [0,1]; overwritten.

@@ -6,6 +6,7 @@ Plain numbers and paths, so that the command line's help and ComfyUI's start-up 
 from dataclasses import dataclass
 from pathlib import Path
 
+MIN_TILE, ALIGN = 64, 16  # pixels
 ASSETS = Path(__file__).parent / "assets"
 SD3_LATENT_SHIFT = 0.0609  # model.autoencoder.SD3_SHIFT, which torch comes with
 NUM_NULL_TOKENS = "null_tokens"  # in the training notes of a base: it was trained without text
@@ -53,6 +54,22 @@ class Spec:
     base: Path | None = None
     control: Path | None = None
     autoencoder: Path | None = None
+
+
+def chosen_tiles(tile: int, overlap: int, usual: tuple[int, int]) -> tuple[int, int]:
+    """Return tile and overlap in pixels as a user set them, 0 for what is usual.
+
+    Raises:
+        ValueError: a tile below 64 pixels, or an overlap that leaves nothing between two tiles.
+    """
+    if tile and tile < MIN_TILE:
+        raise ValueError(f"tile: expected 0 or at least {MIN_TILE} pixels, got {tile}; 0 takes what the model likes")
+    tile = tile or usual[0]
+    if overlap > tile - ALIGN:
+        raise ValueError(
+            f"overlap: expected at most {tile - ALIGN} pixels for a tile of {tile}, got {overlap}; 0 takes what fits"
+        )
+    return tile, overlap or fitting_overlap(tile, *usual)
 
 
 def fitting_overlap(tile: int, usual_tile: int, usual_overlap: int) -> int:

@@ -107,23 +107,31 @@ class TileBatch:
             raise ValueError(f"expected tile_batch of at least 1, got {size}; use 1 to save memory")
         self.size = size
 
-    def run(self, fn: Callable[[int], Tensor]) -> Tensor:
-        """Return fn(size); where that runs out of memory, of half the size, and so on down to 1.
+    def run(self, fn: Callable[[int], Tensor], num_left: int) -> tuple[Tensor, int]:
+        """Run as many of the tiles that are left as go at once; half as many where memory runs out, down to one.
+
+        Args:
+            fn: runs the next so many tiles.
+            num_left: how many are left.
+
+        Returns:
+            fn's result, and of how many tiles it is.
 
         Raises:
             torch.OutOfMemoryError: even one tile does not fit.
         """
         while True:
+            num = min(self.size, num_left)
             try:
-                return fn(self.size)
+                return fn(num), num
             except torch.OutOfMemoryError:
-                if self.size == 1:
+                if num == 1:
                     raise
             # Outside of the handler, which keeps the failed call's tensors alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.size //= 2
-            warnings.warn(f"out of memory with {2 * self.size} tiles at once; going on with {self.size}", stacklevel=3)
+            self.size = num // 2
+            warnings.warn(f"out of memory with {num} tiles at once; going on with {self.size}", stacklevel=3)
 
 
 def window(size: int, overlap: int) -> Tensor:
@@ -195,13 +203,13 @@ def tiled(
     boxes = list(zip(grid.boxes, out_grid.boxes, _tile_weights(out_grid)))
     out, dtype, first = None, x.dtype, 0
 
-    def run(size: int) -> Tensor:
-        some = [box for box, _, _ in boxes[first : first + size]]
+    def run(num: int) -> Tensor:
+        some = [box for box, _, _ in boxes[first : first + num]]
         return fn(*(_cut(tensor, some) for tensor in (x, *extras)), some)
 
     while first < len(boxes):
-        result = batch.run(run)
-        in_boxes, out_boxes, weights = zip(*boxes[first : first + batch.size])
+        result, num = batch.run(run, len(boxes) - first)
+        in_boxes, out_boxes, weights = zip(*boxes[first : first + num])
         expected = (len(in_boxes) * x.shape[0], out_grid.tile_height, out_grid.tile_width)
         _check_shape(result, expected, "make fn return one result per tile, of scale times its size")
         if out is None:

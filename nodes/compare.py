@@ -12,6 +12,8 @@ from .kept_pictures import serve_kept_pictures
 from .types import advanced, schema, to_core
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 LABELS = ("Before", "After")
@@ -36,6 +38,7 @@ class Compare(io.ComfyNode):
             description="Shows two images in the node and full screen: wipe, side by side, flicker or the difference, "
             "down to single pixels, with PSNR and SSIM.",
             is_output_node=True,
+            is_input_list=True,  # so that pictures of a list are numbered through
             inputs=[
                 io.Image.Input("before", tooltip="The first image, or a batch of them."),
                 io.Image.Input(
@@ -48,43 +51,53 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, before: Tensor, after: Tensor, before_label: str = "", after_label: str = "") -> io.NodeOutput:
+    def execute(
+        cls,
+        before: list[Tensor],
+        after: list[Tensor],
+        before_label: Sequence[str] = ("",),
+        after_label: Sequence[str] = ("",),
+    ) -> io.NodeOutput:
         """Save both as temporary previews, under the keys that image comparers read, and measure each pair."""
-        names = [given.strip() or usual for given, usual in zip((before_label, after_label), LABELS)]
-        pairs = [{**pair, "labels": names} for pair in measure_pairs(before, after)]
+        names = [given[0].strip() or usual for given, usual in zip((before_label, after_label), LABELS)]
+        sides = [[image for batch in side for image in batch] for side in (before, after)]
+        pairs = [{**pair, "labels": names} for pair in measure_pairs(*sides)]
         run = secrets.token_hex(4)  # so that a saved workflow never finds pictures of another run under its names
         saved = {
             key: ui.ImageSaveHelper.save_images(images, f"eam_{key}_{run}", io.FolderType.temp, cls, compress_level=1)
-            for key, images in (("a_images", before), ("b_images", after))
+            for key, images in zip(("a_images", "b_images"), sides)
         }
         return io.NodeOutput(ui={**saved, "eam_compare": pairs})
 
 
-def measure_pairs(before: Tensor, after: Tensor) -> list[dict[str, Any]]:
-    """Pair two batches and compare each pair; the shorter batch repeats its last image.
+def measure_pairs(before: list[Tensor], after: list[Tensor]) -> list[dict[str, Any]]:
+    """Pair images and compare each pair; the shorter side repeats its last image.
 
     Args:
-        before: IMAGE [B, H, W, C].
-        after: IMAGE, of any other batch and size.
+        before: images [H, W, C].
+        after: others, of any number and sizes.
 
     Returns:
         for each pair what JSON can hold: numbers of the two images (a, b), their sizes [width, height], equal, psnr
         in dB (None where equal or not finite), ssim (None for images too small or not finite) and a note.
 
     Raises:
-        ImageError: a batch is empty.
+        ImageError: a side is empty.
     """
+    import comfy.model_management
+
     from ..eam_core.errors import ImageError
 
     if not len(before) or not len(after):
         raise ImageError(f"expected images in before and after, got {len(before)} and {len(after)}; connect both")
-    shared = _note(before, after)
-    pairs = []
+    shared, pairs = _batch_note(len(before), len(after)), []
     for number in range(max(len(before), len(after))):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         a, b = min(number, len(before) - 1), min(number, len(after) - 1)
-        figures = _figures(to_core(before[a : a + 1]).clamp(0, 1), to_core(after[b : b + 1]).clamp(0, 1))
-        sizes = {"a_size": [before.shape[2], before.shape[1]], "b_size": [after.shape[2], after.shape[1]]}
-        pairs.append({"a": a, "b": b, **sizes, **figures, "note": shared})
+        figures = _figures(*(to_core(image[None]).clamp(0, 1) for image in (before[a], after[b])))
+        sizes = {"a_size": [before[a].shape[1], before[a].shape[0]], "b_size": [after[b].shape[1], after[b].shape[0]]}
+        note = " ".join(filter(None, (_size_note(before[a], after[b]), shared)))
+        pairs.append({"a": a, "b": b, **sizes, **figures, "note": note})
     return pairs
 
 
@@ -108,18 +121,22 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _note(before: Tensor, after: Tensor) -> str:
-    """Say in a sentence each what was done to sizes and batches; empty if nothing was."""
-    notes = []
-    (ah, aw), (bh, bw) = before.shape[1:3], after.shape[1:3]
-    if (ah, aw) != (bh, bw):
-        small, large = ("before", f"{bw} × {bh}") if ah * aw <= bh * bw else ("after", f"{aw} × {ah}")
-        # A side that is off by one pixel after scaling is no other shape.
-        stretched = abs(ah * bw - aw * bh) > max(ah, aw, bh, bw)
-        shape = "; their shapes differ, so it is stretched" if stretched else ""
-        notes.append(f"Sizes differ: {small} is enlarged bicubically to {large} for the figures{shape}.")
-    if len(before) != len(after):
-        short, count = ("before", len(before)) if len(before) < len(after) else ("after", len(after))
-        repeats = "its only image" if count == 1 else f"its last image, number {count}"
-        notes.append(f"Batches differ ({len(before)} and {len(after)}): {short} repeats {repeats}.")
-    return " ".join(notes)
+def _size_note(before: Tensor, after: Tensor) -> str:
+    """Say in a sentence what was done to images [H, W, C] of unequal sizes; empty if nothing was."""
+    (ah, aw), (bh, bw) = before.shape[:2], after.shape[:2]
+    if (ah, aw) == (bh, bw):
+        return ""
+    small, large = ("before", f"{bw} × {bh}") if ah * aw <= bh * bw else ("after", f"{aw} × {ah}")
+    # A side that is off by one pixel after scaling is no other shape.
+    stretched = abs(ah * bw - aw * bh) > max(ah, aw, bh, bw)
+    shape = "; their shapes differ, so it is stretched" if stretched else ""
+    return f"Sizes differ: {small} is enlarged bicubically to {large} for the figures{shape}."
+
+
+def _batch_note(num_before: int, num_after: int) -> str:
+    """Say in a sentence how unequal numbers of images were paired; empty if they are equal."""
+    if num_before == num_after:
+        return ""
+    short, count = ("before", num_before) if num_before < num_after else ("after", num_after)
+    repeats = "its only image" if count == 1 else f"its last image, number {count}"
+    return f"Batches differ ({num_before} and {num_after}): {short} repeats {repeats}."

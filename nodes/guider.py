@@ -73,7 +73,7 @@ class TiledGuider(comfy.samplers.CFGGuider):
         options = model_options or {}
         sigma = float(timestep[0])
         self.cfg = cfg_scale_at(sigma, self.cfg_start, self.cfg_end)
-        grid = TileGrid(height=x.shape[-2], width=x.shape[-1], tile=self.tiling.tile, overlap=self.tiling.overlap)
+        grid = self._grid(*x.shape[-2:])
         size, whole = x.shape[-2:], len(grid.boxes) == 1
 
         def cut(name: str, boxes: list[Box]) -> list[Cond]:
@@ -93,6 +93,9 @@ class TiledGuider(comfy.samplers.CFGGuider):
         denoised = tiled(watched, x, grid, tile_batch=self.tile_batch)
         return self._guide(denoised, sigma, sigma_start=float(sigmas[0]))
 
+    def _grid(self, height: int, width: int) -> TileGrid:
+        return TileGrid(height=height, width=width, tile=self.tiling.tile, overlap=self.tiling.overlap)
+
     def _guide(self, denoised: Tensor, sigma: float, sigma_start: float) -> Tensor:
         if self.fidelity == 0:
             return denoised
@@ -106,8 +109,9 @@ class TiledGuider(comfy.samplers.CFGGuider):
         self, executor: Any, model: ModelPatcher, noise_shape: list[int], *args: Any, **kwargs: Any
     ) -> Any:
         batch, channels, *size = noise_shape
-        height, width = (min(side, self.tiling.tile) for side in size)
-        return executor(model, [batch * self.tiling.tile_batch, channels, height, width], *args, **kwargs)
+        grid = self._grid(*size)
+        at_once = batch * min(self.tiling.tile_batch, len(grid.boxes))
+        return executor(model, [at_once, channels, grid.tile_height, grid.tile_width], *args, **kwargs)
 
 
 def conds_for_tiles(conds: list[Cond], boxes: list[Box], x: Tensor) -> list[Cond]:

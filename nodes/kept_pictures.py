@@ -26,7 +26,7 @@ def serve_kept_pictures() -> None:
         try:
             names = (await request.json())["names"]
             return web.json_response({"kept": kept(names)})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return web.json_response({"error": 'expected {"names": [file names in the temp folder]}'}, status=400)
 
 

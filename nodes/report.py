@@ -25,7 +25,7 @@ class Report(io.ComfyNode):
             advanced(io.Int.Input(name, default=0, min=0, max=limit, step=16, optional=True, tooltip=tip))
             for name, limit, tip in (
                 ("tile", 4096, "The sampler's tile in pixels, for seams. 0: the size that model likes."),
-                ("overlap", 2048, "The sampler's overlap in pixels. 0: what the sampler takes at 0."),
+                ("overlap", 2048, "The sampler's overlap in pixels. 0: what a sampler with that model takes at 0."),
             )
         ]
         return schema(
@@ -48,7 +48,8 @@ class Report(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The sampler's model. It knows the tiles it likes, so that seams can be measured.",
+                    tooltip="The sampler's model, from EAM Apply Control or EAM Upscale. It knows its tiles, so that "
+                    "seams can be measured.",
                 ),
                 *tiles,
             ],
@@ -84,15 +85,14 @@ class Report(io.ComfyNode):
 def tile_grid(height: int, width: int, model: ModelPatcher | None, tile: int, overlap: int) -> TileGrid | None:
     """Return where the sampler's tiles lie in a result, in pixels; None where that cannot be told."""
     from ..eam_core.model.autoencoder import DOWNSCALE
-    from ..eam_core.presets import SD3, fitting_overlap
+    from ..eam_core.presets import SD3, chosen_tiles
     from ..eam_core.tiling import TileGrid
     from .patcher import native_tile
 
     if (model is None and not tile) or height % DOWNSCALE or width % DOWNSCALE:
         return None
     native = (SD3.tile, SD3.overlap) if model is None else native_tile(model)
-    tile = tile or native[0]
-    overlap = overlap or fitting_overlap(tile, *native)
+    tile, overlap = chosen_tiles(tile, overlap, native)
     height, width, tile, overlap = (length // DOWNSCALE for length in (height, width, tile, overlap))
     return TileGrid(height=height, width=width, tile=tile, overlap=overlap).scaled(DOWNSCALE)
 

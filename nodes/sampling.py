@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..eam_core.flow import schedule
 from ..eam_core.model.autoencoder import DOWNSCALE
-from ..eam_core.presets import fitting_overlap
+from ..eam_core.presets import chosen_tiles
 from .guider import TiledGuider, TilingConfig
 from .patcher import native_tile
 from .progress import Progress
@@ -39,9 +39,7 @@ def sample(guider: TiledGuider, latent: dict[str, Any], sampler: Any, sigmas: Te
 
 def make_tiling(model: ModelPatcher, tile: int, overlap: int, tile_batch: int) -> TilingConfig:
     """Turn the widgets' pixels into latents; 0 stands for what the model was trained for."""
-    native = native_tile(model)
-    tile = tile or native[0]
-    overlap = overlap or fitting_overlap(tile, *native)
+    tile, overlap = chosen_tiles(tile, overlap, native_tile(model))
     return TilingConfig(tile=tile // DOWNSCALE, overlap=overlap // DOWNSCALE, tile_batch=tile_batch)
 
 

@@ -38,6 +38,7 @@ class Upscale(io.ComfyNode):
             outputs=[
                 io.Image.Output(tooltip="The restored photo."),
                 io.String.Output(display_name="caption", tooltip="The prompt that was used."),
+                io.Model.Output(display_name="model", tooltip="The model as it was sampled; for EAM Report."),
             ],
         )
 
@@ -47,8 +48,8 @@ class Upscale(io.ComfyNode):
         from .upscale_graph import Links, Settings, expand
 
         links = Links(cls.hidden.dynprompt, cls.hidden.unique_id)
-        graph, picture, caption = expand(image, links, Settings.of(settings))
-        return io.NodeOutput(picture, caption, expand=graph)
+        graph, *outputs = expand(image, links, Settings.of(settings))
+        return io.NodeOutput(*outputs, expand=graph)
 
 
 def _visible() -> list[io.Input]:
@@ -94,7 +95,8 @@ def _sockets() -> list[io.Input]:
             "captioner",
             optional=True,
             lazy=True,
-            tooltip="From EAM Load Captioner: writes the caption where it is left empty, and is not loaded otherwise.",
+            tooltip="From EAM Load Captioner: writes the caption where it is left empty, and is not loaded otherwise. "
+            "Of a batch it describes the first photo, for all.",
         ),
     ]
 

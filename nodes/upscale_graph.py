@@ -135,7 +135,7 @@ class Links:
         return False
 
 
-def expand(image: Tensor, links: Links, settings: Settings) -> tuple[dict[str, Any], list[Any], Any]:
+def expand(image: Tensor, links: Links, settings: Settings) -> tuple[dict[str, Any], list[Any], Any, Any]:
     """Build the graph.
 
     Args:
@@ -144,7 +144,7 @@ def expand(image: Tensor, links: Links, settings: Settings) -> tuple[dict[str, A
         settings: all others.
 
     Returns:
-        The graph, a link to its picture, and the caption or a link to it.
+        The graph, a link to its picture, the caption or a link to it, and a link to the model with the control.
 
     Raises:
         CheckpointError: model, clip, vae and control are not complete.
@@ -184,7 +184,7 @@ def expand(image: Tensor, links: Links, settings: Settings) -> tuple[dict[str, A
     decoded = graph.node(kind, "decode", samples=sampled.out(0), vae=parts["vae"], **tiles)
     method = spec.color_fix if settings.color_fix == AUTO else settings.color_fix
     fixed = graph.node("EAM_ColorFix", "colors", image=decoded.out(0), reference=photo, method=method)
-    return graph.finalize(), fixed.out(0), caption
+    return graph.finalize(), fixed.out(0), caption, applied.out(0)
 
 
 def _parts(graph: GraphBuilder, links: Links, settings: Settings) -> dict[str, Any]:

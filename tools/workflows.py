@@ -36,7 +36,8 @@ def quick_start() -> Sheet:
     sheet.add("EAM_Compare", "Before and after", before=photo["IMAGE"], after=restored["IMAGE"])
     sheet.column("4  Keep")
     sheet.add("SaveImage", "Restored", images=restored["IMAGE"], filename_prefix="EAM")
-    sheet.add("EAM_Report", "How faithful it is", restored=restored["IMAGE"], original=photo["IMAGE"])
+    measured = {"restored": restored["IMAGE"], "original": photo["IMAGE"], "model": restored["model"]}
+    sheet.add("EAM_Report", "How faithful it is", **measured)
     return sheet
 
 

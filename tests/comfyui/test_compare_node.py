@@ -105,6 +105,23 @@ def test_shorter_batch_repeats_its_last(server: ComfyServer) -> None:
     assert [len(told[key]) for key in ("a_images", "b_images")] == [3, 2]
 
 
+def test_pictures_of_a_list_are_numbered_through(server: ComfyServer) -> None:
+    prompt: dict[str, Any] = {}
+
+    def add(kind: str, **inputs: Any) -> list[Any]:
+        prompt[str(len(prompt) + 1)] = {"class_type": kind, "inputs": inputs}
+        return [str(len(prompt)), 0]
+
+    def listed(*names: str) -> list[Any]:
+        one, two = (add("LoadImage", image=f"compare_{name}.png") for name in names)
+        return add("RebatchImages", images=add("ImageBatch", image1=one, image2=two), batch_size=1)
+
+    node = add("EAM_Compare", before=listed("one", "two"), after=listed("one", "one"))
+    told = server.run(prompt)[node[0]]
+    assert [(pair["a"], pair["b"], pair["equal"]) for pair in told["eam_compare"]] == [(0, 0, True), (1, 1, False)]
+    assert [len(told[key]) for key in ("a_images", "b_images")] == [2, 2]
+
+
 def test_names_differ_from_run_to_run(server: ComfyServer) -> None:
     names = [compare(server, ["one"], [after])["a_images"][0]["filename"] for after in ("two", "small")]
     assert names[0].split("_")[3] != names[1].split("_")[3]

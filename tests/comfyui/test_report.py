@@ -53,6 +53,18 @@ def test_report_of_a_restoration(server: ComfyServer, photos: None) -> None:
     assert 0 < float(row["ssim"]) < 1 and 0 < float(row["shift"]) < 30
 
 
+def test_seams_after_upscale_are_those_of_its_sampler(server: ComfyServer, photos: None) -> None:
+    graph = fresh(server)
+    image = photo(graph)
+    upscaled = graph.add("EAM_Upscale", image=image, scale=8.0, fidelity=0.0, caption="", seed=1)
+    node, _ = report(graph, upscaled[0], image, model=upscaled[2])
+    nothing, _ = report(graph, upscaled[0], image)
+    outputs = server.run(graph.prompt)
+    # 256 x 192 pixels fit into one of the embedded model's tiles.
+    assert "One tile covers it" in outputs[node]["text"][0]
+    assert "Seams were not measured" in outputs[nothing]["text"][0]
+
+
 def test_time_is_of_this_run_and_cached_results_have_none(server: ComfyServer, photos: None) -> None:
     graph = fresh(server)
     control, picture = restored(graph)

@@ -140,6 +140,13 @@ def test_tiles_that_do_not_fit_together_run_in_smaller_batches_from_then_on():
     assert max(calls) == 2, "the next step tried the large batch again"
 
 
+def test_no_more_tiles_are_asked_for_than_there_are():
+    grid, calls = TileGrid(height=16, width=40, tile=16, overlap=4), []
+    with pytest.warns(UserWarning, match="with 3 tiles at once; going on with 1"):
+        tiled(blur_of_limited_memory(1, calls), torch.randn(1, 3, 16, 40), grid, tile_batch=64)
+    assert calls == [3, 1, 1, 1]
+
+
 def test_one_tile_that_does_not_fit_is_an_error():
     grid, calls = TileGrid(height=16, width=32, tile=16, overlap=4), []
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="going on with 1"):

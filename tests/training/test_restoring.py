@@ -240,6 +240,12 @@ def test_mistakes_in_what_to_restore_get_one_sentence(options, message, tmp_path
     assert message in err and err.count("\n") == 1
 
 
+def test_inputs_of_one_name_are_refused(folders, models, capsys):
+    shutil.copy(folders / "lr" / "1.png", folders / "lr" / "1.jpg")
+    assert run(folders, "--restore", f"a={models.eam}") == 2
+    assert "expected one picture of each name, found 1.jpg as well" in capsys.readouterr().err
+
+
 def test_missing_files_get_one_sentence(folders, models, capsys):
     for text in (f"a=none.safetensors,{models.eam.split(',', 1)[1]}", f"a={models.eam.split(',')[0]},none,none"):
         assert run(folders, "--restore", text) == 2

@@ -1,6 +1,6 @@
 """The pictures of an evaluation: results of several methods with their originals and inputs, matched by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +67,24 @@ def match_pictures(
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
+    paths = list_images(folder)
+    check_names(paths)
+    return {path.stem: path for path in paths}
+
+
+def check_names(paths: Sequence[Path]) -> None:
+    """Refuse pictures whose names differ in their endings alone: results belong to inputs by name.
+
+    Raises:
+        ImageError: there are such pictures.
+    """
     found: dict[str, Path] = {}
-    for path in list_images(folder):
+    for path in paths:
         if path.stem in found:
-            raise ImageError(f"{path}: expected one picture of each name, found {found[path.stem].name} as well.")
+            raise ImageError(
+                f"{path}: expected one picture of each name, found {found[path.stem].name} as well; rename one of them"
+            )
         found[path.stem] = path
-    return found
 
 
 def _same_names(folder: Path, found: dict[str, Path], other: Path, expected: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from eam_core.errors import EAMError, ImageError
 from eam_core.images import list_images, load_image, save_image
 from eam_core.restore_config import RestoreConfig
 from train.evaluation.models import Model, content_id
+from train.evaluation.pictures import check_names
 from train.evaluation.words import Words, captions_of, encode_at_once, words_for
 from train.run_folder import write_text
 
@@ -50,6 +51,7 @@ def restore_folder(
     sources = list_images(lr)
     if not sources:
         raise ImageError(f"{lr}: expected a folder with pictures in it, found none; check --lr")
+    check_names(sources)
     words = words_for(model, words)
     prompts = captions_of(sources, words)
     target = out / model.name
