@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from .errors import FolderError
 
@@ -50,13 +50,14 @@ def allowed_folders(value: str | None) -> tuple[Path, ...]:
     return tuple(Path(os.path.realpath(entry)) for entry in entries if entry)
 
 
-def resolve_folder(text: str, root: Root, allowed: Iterable[Path] = ()) -> Path:
+def resolve_folder(text: str, root: Root, allowed: Iterable[Path] = (), windows: bool = os.name == "nt") -> Path:
     """Turn what a user wrote into a folder that may be used; it need not exist.
 
     Args:
         text: relative to the root, with / or \\ between names; or absolute, inside an allowed folder.
         root: where relative paths begin.
         allowed: further folders, see `allowed_folders`.
+        windows: whether a path that begins with two slashes names another computer.
 
     Returns:
         The folder's real path, links followed.
@@ -73,10 +74,11 @@ def resolve_folder(text: str, root: Root, allowed: Iterable[Path] = ()) -> Path:
         f"let the server's owner allow it in {ALLOWED_VARIABLE}"
     )
     # On other systems a drive's letter would pass for a relative name.
-    if drive and os.name != "nt":
+    if drive and not windows:
         raise outside
     parts = [part for part in (path[drive.end() :] if drive else path).split("/") if part not in ("", ".")]
-    if ".." in parts:
+    # Even a look at a share would send the server's credentials to a computer of the user's choice.
+    if ".." in parts or (windows and path.startswith("//") and not _is_in_share(path, (root.path, *allowed))):
         raise outside
     for part in parts:
         check_name(part, root.widget)
@@ -84,6 +86,11 @@ def resolve_folder(text: str, root: Root, allowed: Iterable[Path] = ()) -> Path:
     if not is_inside(real, (Path(os.path.realpath(root.path)), *allowed)):
         raise outside
     return real
+
+
+def _is_in_share(path: str, folders: Iterable[Path]) -> bool:
+    """Tell from the names alone whether a path on another computer is one of the folders or below one."""
+    return any(PureWindowsPath(path).is_relative_to(str(folder)) for folder in folders)
 
 
 def check_name(name: str, widget: str, windows: bool = os.name == "nt") -> None:

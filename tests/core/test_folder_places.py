@@ -46,6 +46,18 @@ def test_paths(tmp_path: Path) -> None:
         allowed_folders("relative")
 
 
+def test_shares_on_windows_are_refused_before_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root(path=tmp_path, name="ComfyUI's input folder", widget="folder")
+    looked_at = []
+    monkeypatch.setattr(os.path, "realpath", lambda path: looked_at.append(str(path)) or str(path))
+    for text in (r"\\host\share", "//host/share/a", r"\/host\share", r"\\?\UNC\host\share", r"\\allowed\other"):
+        with pytest.raises(FolderError, match="expected a folder inside ComfyUI's input folder"):
+            resolve_folder(text, root, [Path("//allowed/photos")], windows=True)
+    assert not looked_at
+    resolve_folder("//allowed/Photos/new", root, [Path("//allowed/Photos")], windows=True)
+    assert looked_at[0] == "//allowed/Photos/new"
+
+
 def test_names_and_suffixes_that_windows_lacks() -> None:
     check_name("what?", "folder", windows=False)
     for name in ("what?", "dot.", "a:b"):
