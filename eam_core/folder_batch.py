@@ -12,12 +12,15 @@ from .errors import DiskError, FolderError, ImageError
 from .folder_names import Saver, free_name, list_pictures, target_names
 from .folder_places import is_inside
 from .folder_report import REPORT_NAME, Report
+from .folder_results import Results, can_write
 from .images import Picture, load_image, save_image
 
 Outcome = Literal["success", "failed", "interrupted", "unknown"]
 
 # Nothing that follows could be saved either.
-_LASTING = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC))
+_LASTING = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+# One file that is locked or read-only, unless the whole folder is.
+_DENIED = (errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ class Batch:
         settings: what to go through.
 
     Raises:
-        FolderError: there are no pictures, or two results would share a name.
+        FolderError: there are no pictures, two results would share a name, or one would replace another picture's.
         DiskError: the output folder cannot be written.
     """
 
@@ -93,7 +96,9 @@ class Batch:
         self.targets = target_names(names, settings.savers)
         self.positions = {name: number for number, name in enumerate(names, start=1)}
         self.report = Report(settings.output, settings.source)
-        self.finished = set() if settings.overwrite else self._find_finished()
+        self.results = Results(settings.output, self.targets, self.report)
+        self.results.check_owners(names)
+        self.finished = set() if settings.overwrite else self.results.finished()
         self.failed: dict[str, str] = {}
         self.left = deque(name for name in names if name not in self.finished)
         self.stopped = ""
@@ -101,10 +106,16 @@ class Batch:
             self.report.add("started", pictures=len(names), finished=len(self.finished))
 
     def pick(self) -> Work | None:
-        """Take the next picture that is not finished, and note it as begun; None when there is none."""
+        """Take the next picture that is not finished, and note it as begun; None when there is none.
+
+        Raises:
+            FolderError: results of another folder or picture appeared under its names.
+        """
+        self.report.catch_up()
         while self.left:
+            self.results.check_owners([self.left[0]])
             name = self.left.popleft()
-            if not self.settings.overwrite and self._has_results(name):
+            if not self.settings.overwrite and self.results.complete(name):
                 self.finished.add(name)
                 continue
             self.report.add("begun", name)
@@ -142,18 +153,25 @@ class Batch:
             Paths of the files relative to the output folder; none when a result was there and is kept.
 
         Raises:
-            FolderError: a name is taken by an input or leads outside.
-            ImageError: the format cannot hold the picture.
+            FolderError: a name is taken by an input or another picture's result, or leads outside.
+            ImageError: there are no pictures, or the format cannot hold one.
             DiskError: a file could not be written; if no other could be either, the pass stops.
         """
+        if not pictures:
+            raise ImageError(
+                f"{work.name}: expected at least one result, got an empty batch; check the nodes before EAM Save Folder"
+            )
         main = work.targets[key]
+        self.report.catch_up()
+        self.results.check_owners([work.name])
         before = work.files.get(key, [])
         if not before and not self.settings.overwrite and os.path.lexists(self.settings.output / main):
             self._saved(work, key, [])
             return []
         names = [] if before else [main]
         if len(pictures) > len(names):
-            taken = {name.casefold() for files in (*self.targets.values(), *work.files.values()) for name in files}
+            taken = self.results.taken(work.name, main)
+            taken |= {name.casefold() for files in work.files.values() for name in files}
             while len(names) < len(pictures):
                 names.append(free_name(main, taken, first=len(before) + len(names) + 1))
                 taken.add(names[-1].casefold())
@@ -162,6 +180,12 @@ class Batch:
             self._write(work, name, picture, options)
         self._saved(work, key, names)
         return names
+
+    def resume(self) -> None:
+        """Go on after a stop; what failed is tried again."""
+        self.left = deque(sorted({*self.left, *self.failed}, key=self.positions.__getitem__))
+        self.failed, self.stopped = {}, ""
+        self.report.add("started", pictures=len(self.positions), finished=len(self.finished))
 
     def settle(self, work: Work, outcome: Outcome, message: str = "") -> None:
         """Note how a picture's run ended, unless its results are all there.
@@ -219,49 +243,23 @@ class Batch:
             raise
 
     def _stop_if_lasting(self, cause: BaseException | None, message: str) -> None:
-        if isinstance(cause, OSError) and cause.errno in _LASTING:
+        if not isinstance(cause, OSError):
+            return
+        if cause.errno in _LASTING or (cause.errno in _DENIED and not can_write(self.settings.output)):
             self.stopped = message
 
     def _saved(self, work: Work, key: str, files: list[str]) -> None:
         work.files[key] = [*work.files.get(key, []), *files]
-        if work.name in self.finished:
-            self.report.add("saved", work.name, files=files)
-        elif set(work.files) == set(work.targets):
+        if work.name not in self.finished and set(work.files) == set(work.targets):
             self._done(work)
+        else:
+            self.report.add("saved", work.name, files=files)
 
     def _done(self, work: Work) -> None:
         self.finished.add(work.name)
         self.failed.pop(work.name, None)
         files = [name for names in work.files.values() for name in names]
         self.report.add("done", work.name, seconds=_seconds(work), files=files)
-
-    def _find_finished(self) -> set[str]:
-        if not self.settings.savers:
-            return self.report.done() & set(self.positions)
-        # One listing per folder instead of one question per file.
-        present: dict[str, set[str]] = {}
-        for names in self.targets.values():
-            for name in names:
-                parent = name.rpartition("/")[0]
-                if parent not in present:
-                    present[parent] = _names_in(self.settings.output / parent)
-        return {
-            picture
-            for picture, names in self.targets.items()
-            if all(name.rpartition("/")[2] in present[name.rpartition("/")[0]] for name in names)
-        }
-
-    def _has_results(self, name: str) -> bool:
-        """Tell whether results appeared since the pass began, such as those of another run."""
-        targets = self.targets[name]
-        return bool(targets) and all(os.path.lexists(self.settings.output / target) for target in targets)
-
-
-def _names_in(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except OSError:  # not made yet
-        return set()
 
 
 def _seconds(work: Work) -> float:

@@ -10,6 +10,9 @@ from .errors import DiskError, FolderError
 
 REPORT_NAME = "eam_folder.jsonl"
 
+Owner = tuple[str, str]
+"""Whose result a file is: what the folder is called, and the picture's path in it."""
+
 
 class Report:
     """Append lines to an output folder's report.
@@ -26,6 +29,9 @@ class Report:
     def __init__(self, output: Path, source: str) -> None:
         self.path = output / REPORT_NAME
         self.source = source
+        self._done: set[str] = set()
+        self._owners: dict[str, Owner] = {}
+        self._read = 0
         # A link would lead the lines elsewhere; a pipe would wait for a reader for ever.
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
             raise FolderError(f"{REPORT_NAME}: expected a plain file in the output folder, got another kind; remove it")
@@ -66,14 +72,54 @@ class Report:
             ) from error
 
     def done(self) -> set[str]:
-        """Return the pictures of this source that were done; lines that are no JSON are passed over."""
-        found = set()
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if isinstance(line, dict) and line.get("folder") == self.source and line.get("state") == "done":
-                    found.add(str(line.get("name")))
-        return found
+        """Return the pictures of this source that were done, as of the last `catch_up`."""
+        return self._done
+
+    def owner(self, file: str) -> Owner | None:
+        """Return whose result a file was when it was last written, as of the last `catch_up`; None if nobody said.
+
+        Args:
+            file: path relative to the output folder; case is ignored, as Windows and macOS do.
+        """
+        return self._owners.get(file.casefold())
+
+    def catch_up(self) -> None:
+        """Read the lines that were added since the last time; what is no JSON of ours is passed over."""
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read:  # emptied by hand
+                    self._done, self._owners, self._read = set(), {}, 0
+                file.seek(self._read)
+                data = file.read()
+        except FileNotFoundError:  # removed by hand
+            self._done, self._owners, self._read = set(), {}, 0
+            return
+        except OSError as error:
+            raise DiskError(
+                f"{REPORT_NAME}: expected a report that can be read ({error.strerror}); make it readable or choose "
+                "another output folder"
+            ) from error
+        # Another run may be in the middle of its line.
+        whole = data.rfind(b"\n") + 1
+        self._read += whole
+        for text in data[:whole].splitlines():
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and isinstance(line.get("name"), str):
+                self._note(line)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        source, name, files = source_name(str(line.get("folder"))), line["name"], line.get("files")
+        if line.get("state") == "done" and source == source_name(self.source):
+            self._done.add(name)
+        if isinstance(files, list):
+            self._owners.update((str(file).casefold(), (source, name)) for file in files)
+
+
+def source_name(text: str) -> str:
+    """Write a folder's name in one way: "a", "a/" and ".\\a" are the same folder."""
+    path = text.strip().replace("\\", "/")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(parts) or "input"
