@@ -88,12 +88,12 @@ class LoadFolder(io.ComfyNode):
         """Take the next picture; without one, end the run quietly."""
         from .folder_files import batch_settings, to_image
         from .folder_queue import show_text
-        from .folder_runs import RUNS, find_savers, nothing
+        from .folder_runs import RUNS, find_savers, graph_mark, nothing
 
         node_id = str(cls.hidden.unique_id)
         rules = {"pattern": pattern, "subfolders": subfolders, "overwrite": existing == "overwrite"}
         settings = batch_settings(folder, output_folder, find_savers(cls.hidden.prompt, node_id), **rules)
-        step = RUNS.step(settings, node_id, go_on)
+        step = RUNS.step(settings, node_id, go_on, graph_mark(cls.hidden.prompt))
         show_text(node_id, step.text)
         if step.picture is None or step.item is None:
             return io.NodeOutput(*nothing(6), ui={"text": [step.text]})
@@ -154,16 +154,16 @@ class SaveFolder(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, item: Any, format: str, quality: int, suffix: str = "") -> io.NodeOutput:
         """Write the files, and show the first one and how far the folder is."""
-        from .folder_files import encoder_options, preview, to_pictures
+        from .folder_files import encoder_options, preview, saved_text, to_pictures
         from .folder_queue import show_text
         from .folder_runs import planned_ending
 
         key = str(cls.hidden.unique_id)
         ending = planned_ending(item, key)
         batch, work = item.batch, item.work
-        options = encoder_options(ending, quality, cls.hidden, work.name)
+        options, left_out = encoder_options(ending, quality, cls.hidden, work.name)
         saved = batch.save(work, key, to_pictures(image, work.icc_profile), options)
-        text = f"{batch.progress()}: {work.targets[key]}{'' if saved else ' was there already'}"
+        text = saved_text(item, key, saved, left_out)
         show_text(key, text)
         images = preview(batch.settings.output / work.targets[key])
         return io.NodeOutput(ui={"text": [text], "images": images})

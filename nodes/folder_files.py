@@ -67,7 +67,7 @@ def to_pictures(image: Tensor, icc_profile: bytes | None) -> list[Picture]:
     ]
 
 
-def encoder_options(ending: str, quality: int, hidden: io.HiddenHolder, name: str) -> dict[str, Any]:
+def encoder_options(ending: str, quality: int, hidden: io.HiddenHolder, name: str) -> tuple[dict[str, Any], list[str]]:
     """Choose quality and metadata for a file: prompt and workflow as core writes them, unless ComfyUI is told not to.
 
     Args:
@@ -75,19 +75,23 @@ def encoder_options(ending: str, quality: int, hidden: io.HiddenHolder, name: st
         quality: of JPEG and WebP, 1 to 100.
         hidden: of the node that saves; holds the prompt and what the browser sent along.
         name: of the picture, noted as eam_folder.
+
+    Returns:
+        Options of Pillow's encoder, and which metadata the format has no room for.
     """
     png = ending == ".png"
     options = {"compress_level": 4} if png else {"quality": quality}
     if args.disable_metadata:
-        return options
+        return options, []
     texts = {"prompt": _without_run(hidden.prompt), **(hidden.extra_pnginfo or {}), "eam_folder": {"name": name}}
     values = {key: json.dumps(value) for key, value in texts.items() if value is not None}
     if not png:
-        return options | {"exif": _exif(values, None if ending == ".webp" else _JPEG_EXIF_BYTES)}
+        exif, left_out = _exif(values, None if ending == ".webp" else _JPEG_EXIF_BYTES)
+        return options | {"exif": exif}, left_out
     info = PngInfo()
     for key, value in values.items():
         info.add_text(key, value)
-    return options | {"pnginfo": info}
+    return options | {"pnginfo": info}, []
 
 
 def preview(path: Path) -> list[dict[str, str]]:
@@ -105,8 +109,16 @@ def _without_run(prompt: dict[str, Any] | None) -> dict[str, Any] | None:
     return {key: {k: v for k, v in node.items() if k != "is_changed"} for key, node in prompt.items()}
 
 
-def _exif(values: dict[str, str], limit: int | None) -> bytes:
-    """Write texts as core's WebP does; the longest are left out where a format has no room for them."""
+def saved_text(item: Any, key: str, saved: list[str], left_out: list[str]) -> str:
+    """Say what a saver did: how far the folder is, the file's name, and what is missing in it."""
+    text = f"{item.batch.progress()}: {item.work.targets[key]}"
+    if not saved:
+        return f"{text} was there already"
+    return f"{text}, without its {' and '.join(left_out)}: a JPEG holds 64 KB of metadata" if left_out else text
+
+
+def _exif(values: dict[str, str], limit: int | None) -> tuple[bytes, list[str]]:
+    """Write texts as core's WebP does; the longest are left out, and named, where a format has no room for them."""
     kept = dict(values)
     while True:
         exif = Image.Exif()
@@ -116,5 +128,5 @@ def _exif(values: dict[str, str], limit: int | None) -> bytes:
             exif[_PROMPT_TAG] = f"prompt:{kept['prompt']}"
         data = exif.tobytes()
         if limit is None or len(data) <= limit:
-            return data
+            return data, [key for key in values if key not in kept]
         del kept[max(kept, key=lambda key: len(kept[key]))]

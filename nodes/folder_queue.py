@@ -4,6 +4,7 @@ Everything happens on the server, so a folder goes on with the browser closed an
 """
 
 import copy
+import logging
 import time
 import uuid
 from typing import Any
@@ -22,7 +23,8 @@ class RunQueue:
 
     def __init__(self) -> None:
         self._next: dict[str, str] = {}
-        self._queued: list[str] = []
+        # By the id of a prompt queued here: that of the prompt that ran then; oldest first.
+        self._queued: dict[str, str] = {}
 
     def running(self) -> str:
         """Return the id of the prompt that runs the calling node; empty if the host does not say."""
@@ -32,6 +34,12 @@ class RunQueue:
     def was_queued_here(self, prompt_id: str) -> bool:
         """Tell whether a prompt is one that `again` queued."""
         return prompt_id in self._queued
+
+    def was_interrupted_before(self, prompt_id: str) -> bool:
+        """Tell whether the run that queued this prompt ended with Cancel."""
+        before = self._queued.get(prompt_id)
+        ended = self.outcome(before) if before else None
+        return ended is not None and ended[0] == "interrupted"
 
     def is_waiting(self, prompt_id: str) -> bool:
         """Tell whether a prompt is still to run."""
@@ -59,7 +67,7 @@ class RunQueue:
             # Later versions of ComfyUI may carry more behind the first four: it goes along unread.
             queue.put((_number_behind(item[0]), new_id, *(_fresh(part) for part in item[2:])))
         self._next = {prompt_id: new_id}
-        self._queued.append(new_id)
+        self._queued[new_id] = prompt_id
         self._forget_old()
         return new_id
 
@@ -82,7 +90,9 @@ class RunQueue:
     def _forget_old(self) -> None:
         """Drop the oldest runs queued here from the history, which would otherwise grow with the folder."""
         while len(self._queued) > KEPT_RUNS:
-            _queue().delete_history_item(self._queued.pop(0))
+            oldest = next(iter(self._queued))
+            del self._queued[oldest]
+            _queue().delete_history_item(oldest)
 
 
 def show_text(node_id: str, text: str) -> None:
@@ -92,7 +102,11 @@ def show_text(node_id: str, text: str) -> None:
         return
     # The browser takes this text for HTML, and [[a|b]] for a link.
     plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("[[", "[ [")
-    server.send_progress_text(plain, node_id, server.client_id)
+    try:
+        # Names of files may hold bytes that are no text.
+        server.send_progress_text(plain.encode("utf-8", "replace").decode(), node_id, server.client_id)
+    except Exception as error:  # a line on a node must not cost a picture
+        logging.debug(f"EAM: cannot show progress as text: {error}")
 
 
 def _queue() -> Any:

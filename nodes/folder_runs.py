@@ -1,9 +1,10 @@
 """Folders under way: what one run of EAM_LoadFolder does, given how the runs before it ended."""
 
+import json
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comfy.model_management import throw_exception_if_processing_interrupted
@@ -40,6 +41,8 @@ class Step:
 @dataclass(kw_only=True, eq=False)
 class _Pass:
     batch: Batch
+    graph: str = ""
+    last: tuple[str, Step] = ("", Step(text=""))
     open: dict[str, list[Work]] = field(default_factory=dict)
     next_prompt: str = ""
     worked: bool = False
@@ -54,37 +57,72 @@ class FolderRuns:
         self._passes: OrderedDict[Any, _Pass] = OrderedDict()
         self._lock = threading.Lock()
 
-    def step(self, settings: BatchSettings, node_id: str, go_on: bool) -> Step:
-        """Take the next picture of a folder.
+    def step(self, settings: BatchSettings, node_id: str, go_on: bool, graph: str = "") -> Step:
+        """Take the next picture of a folder; asked again in the same run, answer the same.
 
         Args:
             settings: what to go through; a change of them begins anew.
             node_id: the node that asks.
             go_on: whether to queue the prompt again for the picture after.
+            graph: mark of what is done to the pictures, see `graph_mark`.
         """
         with self._lock:
             prompt_id = self._queue.running()
-            continues = self._queue.was_queued_here(prompt_id)
+            current = self._passes.get((node_id, settings))
+            # Without a cache, the host runs a node again for each part that another node puts into the graph.
+            if current and prompt_id and current.last[0] == prompt_id:
+                step = current.last[1]
+                return replace(step, picture=step.item.batch.load(step.item.work)) if step.item else step
+            step = self._advance(current, settings, node_id, prompt_id, go_on, graph)
             current = self._passes.get((node_id, settings))
             if current:
-                self._passes.move_to_end((node_id, settings))
-            interrupted = current is not None and self._settle(current, prompt_id)
-            if continues and (current is None or current.ended):
-                return Step(text=current.batch.summary() if current else "Stopped; queue again to go on.")
-            if current is None or current.ended or (go_on and not continues and not self._under_way(current)):
-                current = self._begin(settings, node_id)
-            if continues and (interrupted or current.batch.stopped):
-                current.batch.end("stopped")
-                return Step(text=self._stop_text(current.batch))
-            return self._take(current, prompt_id, node_id, go_on)
+                current.last = (prompt_id, replace(step, picture=None))
+            return step
 
-    def _begin(self, settings: BatchSettings, node_id: str) -> _Pass:
+    def _advance(
+        self, current: _Pass | None, settings: BatchSettings, node_id: str, prompt_id: str, go_on: bool, graph: str
+    ) -> Step:
+        continues = self._queue.was_queued_here(prompt_id)
+        if current:
+            self._passes.move_to_end((node_id, settings))
+        interrupted = current is not None and self._settle(current, prompt_id)
+        if continues and (current is None or current.ended):
+            return Step(text=current.batch.summary() if current else "Stopped; queue again to go on.")
+        if current is None or current.ended or (go_on and not continues and not self._under_way(current)):
+            current = self._begin(current, settings, node_id, graph)
+        # Another loader's picture may have been the one in work when Cancel came.
+        if continues and (interrupted or current.batch.stopped or self._queue.was_interrupted_before(prompt_id)):
+            current.batch.end("stopped")
+            return Step(text=self._stop_text(current.batch))
+        return self._take(current, prompt_id, go_on)
+
+    def _begin(self, stopped: _Pass | None, settings: BatchSettings, node_id: str, graph: str) -> _Pass:
+        """Begin a pass, or go on with a stopped one whose results on disk do not tell what is left of it."""
+        if stopped and not stopped.ended and settings.overwrite and stopped.graph == graph:
+            stopped.batch.resume()
+            return stopped
         key = (node_id, settings)
         self._passes.pop(key, None)
-        self._passes[key] = _Pass(batch=Batch(settings))
+        batch = Batch(settings)
+        self._refuse_shared(batch)
+        self._passes[key] = _Pass(batch=batch, graph=graph)
         while len(self._passes) > _KEPT_FOLDERS:
             self._passes.popitem(last=False)
         return self._passes[key]
+
+    def _refuse_shared(self, batch: Batch) -> None:
+        """Refuse a pass that would save under names of another one that is under way."""
+        for other in self._passes.values():
+            output, source = other.batch.settings.output, other.batch.settings.source
+            if other.ended or output != batch.settings.output:
+                continue
+            live = any(run and self._queue.outcome(run) is None for run in (other.next_prompt, *other.open))
+            if live and not batch.results.names.isdisjoint(other.batch.results.names):
+                batch.end("stopped")
+                raise FolderError(
+                    f"{output.name}: expected an output folder of its own, but folder {source!r} is being saved there "
+                    "under the same names; choose another output_folder, or wait until it is through"
+                )
 
     def _under_way(self, current: _Pass) -> bool:
         return bool(current.next_prompt) and self._queue.is_waiting(current.next_prompt)
@@ -101,7 +139,7 @@ class FolderRuns:
                 current.batch.settle(work, *ended)
         return interrupted
 
-    def _take(self, current: _Pass, prompt_id: str, node_id: str, go_on: bool) -> Step:
+    def _take(self, current: _Pass, prompt_id: str, go_on: bool) -> Step:
         batch = current.batch
         work = batch.pick()
         current.worked |= work is not None
@@ -131,8 +169,8 @@ class FolderRuns:
     def _stop_text(self, batch: Batch) -> str:
         if batch.stopped:
             return f"Stopped at {batch.progress()}: {batch.stopped}"
-        again = "begin anew, or with existing = skip to go on" if batch.settings.overwrite else "go on"
-        return f"Stopped at {batch.progress()}; queue again to {again}."
+        anew = "; a changed graph begins anew" if batch.settings.overwrite else ""
+        return f"Stopped at {batch.progress()}; queue again to go on{anew}."
 
 
 def find_savers(prompt: dict[str, Any], node_id: str) -> tuple[Saver, ...]:
@@ -152,6 +190,15 @@ def find_savers(prompt: dict[str, Any], node_id: str) -> tuple[Saver, ...]:
         check_suffix(values[1])
         savers.append(Saver(key=str(key), format=values[0], suffix=values[1]))
     return tuple(savers)
+
+
+def graph_mark(prompt: dict[str, Any]) -> str:
+    """Write down what a graph does, so that two can be compared, without seeds: they may change with each run."""
+    marks = {}
+    for key, node in prompt.items():
+        inputs = {name: value for name, value in node.get("inputs", {}).items() if "seed" not in name}
+        marks[key] = (node.get("class_type"), inputs)
+    return json.dumps(marks, sort_keys=True, default=str)
 
 
 def nothing(count: int) -> list[ExecutionBlocker]:
