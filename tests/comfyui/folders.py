@@ -51,6 +51,17 @@ class Job:
         inputs = {"image": self.image, "item": ["load", 1], "format": "as input", "quality": 95, "suffix": ""}
         self.prompt[key] = {"class_type": "EAM_SaveFolder", "inputs": inputs | changes}
 
+    def second(self, source: str, output: str, *steps: tuple[str, dict[str, Any]]) -> None:
+        """Add another EAM_LoadFolder and EAM_SaveFolder to the graph."""
+        inputs = self.prompt["load"]["inputs"] | {"folder": source, "output_folder": output}
+        self.prompt["load2"] = {"class_type": "EAM_LoadFolder", "inputs": inputs}
+        image = ["load2", 0]
+        for number, (kind, values) in enumerate(steps):
+            self.prompt[f"second{number}"] = {"class_type": kind, "inputs": {"image": image, **values}}
+            image = [f"second{number}", 0]
+        saver = {"image": image, "item": ["load2", 1]}
+        self.prompt["save2"] = {"class_type": "EAM_SaveFolder", "inputs": self.prompt["save"]["inputs"] | saver}
+
     def queue(self, **inputs: Any) -> str:
         """Queue the prompt once, with changes to EAM_LoadFolder's inputs; return its id."""
         self.prompt["load"]["inputs"].update(inputs)

@@ -1,6 +1,8 @@
 """A folder through a graph of a real ComfyUI: each picture once, names kept, bad ones listed, memory even."""
 
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,44 @@ def test_batches_and_transparency(server: ComfyServer) -> None:
     assert (alpha[:, :14] == 0).all() and (alpha[:, 16:] == 255).all()
 
 
+def test_names_that_are_no_text(server: ComfyServer) -> None:
+    job = Job(server)
+    make_pictures(job.folder, "a.png")
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(job.folder / "a.png", job.folder / name)
+    assert job.run() == "Finished: 2 of 2."
+    assert [line["name"] for line in job.lines("done")] == ["a.png", name]
+    assert np.array_equal(pixels(job.output / name), 255 - pixels(job.folder / name))
+
+
+def test_metadata_that_a_jpeg_has_no_room_for(server: ComfyServer) -> None:
+    job = Job(server)
+    make_pictures(job.folder, "a.jpg")
+    job.prompt["note"] = {"class_type": "PrimitiveString", "inputs": {"value": "x" * 70_000}}
+    job.run()
+    texts = [run["outputs"].get("save", {}).get("text") for run in server._get("/history").json().values()][-2:]
+    assert texts[0] == ["1 of 1: a.jpg, without its prompt: a JPEG holds 64 KB of metadata"]
+    exif = Image.open(job.output / "a.jpg").getexif()
+    assert 0x0110 not in exif and json.loads(exif[0x010F].removeprefix("workflow:")) == WORKFLOW
+
+
+def test_another_folder_in_the_same_output_folder(server: ComfyServer) -> None:
+    job, other = Job(server), Job(server)
+    for one in (job, other):
+        make_pictures(one.folder, "1.png", "2.png", size=(40, 30) if one is other else (32, 24))
+    assert job.run() == "Finished: 2 of 2."
+    before = pixels(job.output / "1.png")
+    for existing in ("skip", "overwrite"):
+        problem = other.error(output_folder=job.output.name, existing=existing)
+        assert problem.startswith("1.png: expected a name") and problem.endswith("choose another output_folder")
+    # Both in one graph: the one that comes second is refused.
+    both = Job(server)
+    make_pictures(both.folder, "1.png", "2.png")
+    both.second(other.folder.name, both.output.name)
+    assert "choose another output_folder" in both.error()
+    assert np.array_equal(pixels(job.output / "1.png"), before)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -150,9 +190,9 @@ def test_folders_that_are_refused(server: ComfyServer, inputs: dict[str, Any], m
     (server.work_dir / "output").mkdir(exist_ok=True)
     (server.work_dir / "output" / "a_file").touch()
     link = server.work_dir / "input" / "linked"
-    if not link.is_symlink():
-        link.symlink_to("/etc")
+    link.symlink_to("/etc")
     answer = job.error(**inputs)
+    link.unlink()  # other tests copy the input folder
     assert answer.startswith(message) and "\n" not in answer
     assert not job.output.exists()
 

@@ -1,5 +1,6 @@
 """Folders that are stopped: by Cancel, a cleared queue, a killed server; and the turns of others in between."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,45 @@ def test_cancel_stops_the_folder_and_queueing_goes_on(own_server: ComfyServer) -
     assert [line["name"] for line in job.lines("done")] == NAMES
 
 
+def test_cancel_stops_both_folders_of_a_graph(own_server: ComfyServer) -> None:
+    job, other = slow_job(own_server), Job(own_server)
+    make_pictures(other.folder, *NAMES)
+    job.second(other.folder.name, other.output.name, ("TestWait", {"seconds": 0.3}))
+    job.queue()
+    wait_for(lambda: begun(job)[2:] == NAMES[2:3] or begun(other)[2:] == NAMES[2:3])
+    time.sleep(0.1)
+    own_server.interrupt()
+    wait_idle(own_server)
+    assert len(begun(job)) <= 3 and len(begun(other)) <= 3
+    assert len(job.results()) <= 3 and len(other.results()) <= 3
+    assert job.run() == "Finished: 8 of 8."
+    assert [line["name"] for one in (job, other) for line in one.lines("done")] == [*NAMES, *NAMES]
+
+
+def test_a_stopped_overwrite_goes_on(own_server: ComfyServer) -> None:
+    job = slow_job(own_server)
+    assert job.run() == "Finished: 8 of 8."
+    job.queue(existing="overwrite")
+    wait_for(lambda: begun(job)[8:] == NAMES[:3])
+    time.sleep(0.1)
+    own_server.interrupt()
+    wait_idle(own_server)
+    assert last_text(own_server) == "Stopped at 2 of 8; queue again to go on; a changed graph begins anew."
+    assert job.run() == "Finished: 8 of 8."
+    assert begun(job)[8:] == [*NAMES[:3], *NAMES[2:]]
+
+
+def test_results_that_are_none_are_listed(own_server: ComfyServer) -> None:
+    job = Job(own_server, ("TestBadResult", {"index": ["load", 4]}))
+    make_pictures(job.folder, *NAMES)
+    assert job.run().startswith("Finished: 6 of 8, 2 failed")
+    errors = {line["name"]: line["error"] for line in job.lines("failed")}
+    assert "expected finite colours, got NaN or infinity" in errors["2.png"]
+    assert "expected at least one result, got an empty batch" in errors["3.png"]
+    assert not any("\n" in error for error in errors.values())
+    assert job.results() == [name for name in NAMES if name not in errors]
+
+
 def test_clearing_the_queue_stops_after_the_picture(own_server: ComfyServer) -> None:
     job = slow_job(own_server)
     job.queue()
@@ -131,6 +171,8 @@ def test_a_killed_server(own_server: ComfyServer, server: ComfyServer, allowed: 
     job = Job(server)
     make_pictures(job.folder, *NAMES)
     shutil.copytree(killed.output, job.output)
+    report = job.output / "eam_folder.jsonl"
+    report.write_text(report.read_text().replace(json.dumps(str(allowed / "in")), json.dumps(job.folder.name)))
     before = {name: (job.output / name).stat().st_mtime_ns for name in killed.results()}
     assert NAMES[:3] == list(before)[:3]
     assert job.run() == "Finished: 8 of 8."

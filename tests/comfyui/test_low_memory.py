@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from comfy_host import ComfyServer
+from folders import Job, make_pictures
 from graphs import TILED, Graph, log_since, log_size, photo
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -108,3 +110,14 @@ def test_half_precision_is_close(server: ComfyServer, halves: ComfyServer) -> No
     assert 1e-4 < error < 0.05, error
     assert torch.equal(picture(halves), half)
     assert (decoded(halves) - decoded(server)).abs().mean() < 3
+
+
+def test_a_folder_without_a_cache(halves: ComfyServer) -> None:
+    """Core then runs the loader again for each part that EAM_Upscale puts into the graph."""
+    job = Job(halves, ("EAM_Upscale", {"scale": 1.0, "fidelity": 0.0, "caption": "", "seed": 0, "steps": 1}))
+    names = [f"{number}.png" for number in range(1, 4)]
+    for number, name in enumerate(names):
+        make_pictures(job.folder, name, size=(32 + 16 * number, 32))
+    assert job.run() == "Finished: 3 of 3."
+    assert [line["name"] for line in job.lines("begun")] == names
+    assert [Image.open(job.output / name).width for name in names] == [32, 48, 64]

@@ -1,4 +1,4 @@
-"""Nodes for tests of stops: one takes its time, and looks for interrupts as samplers do; one fills the disk."""
+"""Nodes for tests of stops: one takes its time, and looks for interrupts as samplers do; others give bad results."""
 
 import errno
 import os
@@ -35,8 +35,19 @@ class TestFullDisk:
         return (image,)
 
 
+class TestBadResult:
+    FUNCTION, CATEGORY, RETURN_TYPES = "run", "test", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "index": ("INT",)}}
+
+    def run(self, image, index):
+        return ({2: image * float("nan"), 3: image[:0]}.get(index, image),)
+
+
 def full(_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-NODE_CLASS_MAPPINGS = {"TestWait": TestWait, "TestFullDisk": TestFullDisk}
+NODE_CLASS_MAPPINGS = {"TestWait": TestWait, "TestFullDisk": TestFullDisk, "TestBadResult": TestBadResult}
