@@ -96,7 +96,9 @@ def measure_pairs(before: list[Tensor], after: list[Tensor]) -> list[dict[str, A
         a, b = min(number, len(before) - 1), min(number, len(after) - 1)
         figures = _figures(*(to_core(image[None]).clamp(0, 1) for image in (before[a], after[b])))
         sizes = {"a_size": [before[a].shape[1], before[a].shape[0]], "b_size": [after[b].shape[1], after[b].shape[0]]}
-        note = " ".join(filter(None, (_size_note(before[a], after[b]), shared)))
+        alpha = _alpha_note(before[a], after[b])
+        note = " ".join(filter(None, (_size_note(before[a], after[b]), alpha, shared)))
+        figures["equal"] = figures["equal"] and not alpha
         pairs.append({"a": a, "b": b, **sizes, **figures, "note": note})
     return pairs
 
@@ -131,6 +133,18 @@ def _size_note(before: Tensor, after: Tensor) -> str:
     stretched = abs(ah * bw - aw * bh) > max(ah, aw, bh, bw)
     shape = "; their shapes differ, so it is stretched" if stretched else ""
     return f"Sizes differ: {small} is enlarged bicubically to {large} for the figures{shape}."
+
+
+def _alpha_note(before: Tensor, after: Tensor) -> str:
+    """Say in a sentence that images [H, W, C] differ in transparency, which no figure counts; empty if they do not."""
+    solid = [bool((image[..., 3:4] >= 1).all()) for image in (before, after)]
+    if all(solid):
+        return ""
+    if before.shape[:2] != after.shape[:2]:
+        return "Transparency is not compared."
+    sides = (image[..., 3].clamp(0, 1) if image.shape[-1] > 3 else image.new_ones(()) for image in (before, after))
+    first, second = sides
+    return "" if bool((first == second).all()) else "Transparency differs; the figures compare the colours alone."
 
 
 def _batch_note(num_before: int, num_after: int) -> str:

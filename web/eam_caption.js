@@ -1,5 +1,6 @@
 // EAM Subject Caption: shows the caption that the last run used, and puts it into the caption field for editing.
 import { app } from "../../scripts/app.js";
+import { keepRuns } from "./last_run.js";
 
 const NODE = "EAM_SubjectCaption";
 const SHOWN = "used caption";
@@ -16,7 +17,6 @@ function setValue(widget, text) {
 }
 
 function show(node, text) {
-  node.properties[SAVED] = text;
   const shown = widgetOf(node, SHOWN);
   if (shown) setValue(shown, text);
   node.setDirtyCanvas?.(true, true);
@@ -56,14 +56,17 @@ function after(node, name, then) {
   };
 }
 
+keepRuns(NODE, {
+  property: SAVED,
+  read: (output) => (Array.isArray(output.text) ? output.text.join("") : null),
+  show,
+});
+
 app.registerExtension({
   name: "EAM.SubjectCaption",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     addWidgets(node);
-    after(node, "onExecuted", (output) => {
-      if (Array.isArray(output?.text)) show(node, output.text.join(""));
-    });
     after(node, "onConfigure", () => {
       const text = node.properties?.[SAVED];
       if (typeof text === "string") show(node, text);

@@ -1,5 +1,6 @@
 // EAM Report: shows the text of the last run in the node, also after a saved workflow was loaded again.
 import { app } from "../../scripts/app.js";
+import { keepRuns } from "./last_run.js";
 
 const NODE = "EAM_Report";
 const SHOWN = "report";
@@ -7,7 +8,6 @@ const SAVED = "eam_report"; // property of the node, saved with the workflow
 const MIN_SIZE = [380, 300];
 
 function show(node, text) {
-  node.properties[SAVED] = text;
   const shown = node.widgets?.find((widget) => widget.name === SHOWN);
   if (shown) {
     shown.value = text;
@@ -38,14 +38,17 @@ function after(node, name, then) {
   };
 }
 
+keepRuns(NODE, {
+  property: SAVED,
+  read: (output) => (Array.isArray(output.text) ? output.text.join("\n") : null),
+  show,
+});
+
 app.registerExtension({
   name: "EAM.Report",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     addField(node);
-    after(node, "onExecuted", (output) => {
-      if (Array.isArray(output?.text)) show(node, output.text.join("\n"));
-    });
     after(node, "onConfigure", () => {
       const text = node.properties?.[SAVED];
       if (typeof text === "string") show(node, text);

@@ -79,6 +79,22 @@ def test_equal_pictures_have_no_infinite_figure(server: ComfyServer) -> None:
     assert pair["equal"] is True and pair["psnr"] is None and pair["ssim"] == pytest.approx(1)
 
 
+def test_pictures_that_differ_in_transparency_alone_are_not_equal(server: ComfyServer) -> None:
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "compare_one.png"}},
+        "2": {"class_type": "SolidMask", "inputs": {"value": 0.5, "width": 48, "height": 32}},
+        "3": {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["1", 0], "alpha": ["2", 0]}},
+        "4": {"class_type": "EAM_Compare", "inputs": {"before": ["1", 0], "after": ["3", 0]}},
+        "5": {"class_type": "EAM_Compare", "inputs": {"before": ["3", 0], "after": ["3", 0]}},
+    }
+    told = server.run(prompt)
+    (pair,) = told["4"]["eam_compare"]
+    assert (pair["equal"], pair["psnr"]) == (False, None)
+    assert pair["note"] == "Transparency differs; the figures compare the colours alone."
+    (pair,) = told["5"]["eam_compare"]
+    assert pair["equal"] is True and pair["note"] == ""
+
+
 def test_smaller_side_is_enlarged(server: ComfyServer) -> None:
     enlarged = resize(tensor("small"), (32, 48))
     wanted = psnr(enlarged, tensor("two")).item()

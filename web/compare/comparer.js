@@ -20,12 +20,19 @@ export class Comparer {
   constructor({ api, outer, remember }) {
     addStyle();
     Object.assign(this, { gallery: new Gallery(api), remember, view: new View(), heat: new HeatMap() });
-    Object.assign(this, { data: null, number: 0, pictures: null, message: EMPTY, turn: 0 });
+    Object.assign(this, { data: null, number: 0, pictures: null, message: EMPTY, turn: 0, closed: true });
     Object.assign(this, { mode: MODES[0], wipe: 0.5, flipped: false, range: RANGES[0], pointer: null, density: 1 });
     this.areas = [{ left: 0, top: 0, width: 1, height: 1 }];
     this.rate = window.matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : RATES[0];
     this.act = this.makeActions();
     this.build(outer);
+  }
+
+  /** Begin to watch and draw; until then, and after close, nothing is held. */
+  open() {
+    this.closed = false;
+    this.observer.observe(this.stage);
+    this.time();
     this.changed();
   }
 
@@ -38,11 +45,12 @@ export class Comparer {
     this.panel = make("div", { className: "eam-compare-panel", ...names, children: parts });
     this.element = make("div", { className: "eam-compare widget-expands", children: [this.panel] });
     this.fullScreen = new FullScreen(this.panel, this.element, (full) => {
+      stop();
       this.controls.setFull(full);
       this.measure();
     });
     const inFull = () => this.fullScreen.open;
-    listen(this.stage, this.canvas, this, { leaves: (event) => !inFull() && outer.leaves(event) });
+    const stop = listen(this.stage, this.canvas, this, { leaves: (event) => !inFull() && outer.leaves(event) });
     this.panel.addEventListener("keydown", (event) => {
       if (!press(event, this.act, this.panel)) return;
       event.preventDefault();
@@ -52,14 +60,15 @@ export class Comparer {
       if (event.target.closest("button") && event.button === 0) event.stopPropagation(); // or the node is dragged
     });
     // Wheel outside the picture and the middle button belong to the graph.
-    this.panel.addEventListener("wheel", (event) => !inFull() && outer.wheel(event), { passive: false });
+    const toGraph = (event) => !inFull() && !event.target.closest(".eam-compare-help"); // the list of keys scrolls
+    this.panel.addEventListener("wheel", (event) => toGraph(event) && outer.wheel(event), { passive: false });
     for (const name of ["pointerdown", "pointermove", "pointerup"]) {
       this.panel.addEventListener(name, (event) => !inFull() && outer.middle(event));
     }
     this.observer = new ResizeObserver(() => this.measure());
-    this.observer.observe(this.stage);
   }
 
+  /** What buttons and keys do; false tells that it did nothing. */
   makeActions() {
     const zoomBy = (factor) => this.look((view) => view.zoomTo(view.zoom * factor));
     return {
@@ -72,7 +81,7 @@ export class Comparer {
       zoomIn: () => zoomBy(ZOOM_STEP),
       zoomOut: () => zoomBy(1 / ZOOM_STEP),
       pan: (x, y) => this.look((view) => view.panBy(x * view.pane.width, y * view.pane.height)),
-      moveLine: (by) => this.setLine(this.wipe + by),
+      moveLine: (by) => this.ready && this.mode === "wipe" && this.setLine(this.wipe + by),
       flip: () => this.flip(),
       adjust: () => this.adjust(),
       next: () => this.step(1),
@@ -108,13 +117,18 @@ export class Comparer {
 
   async load() {
     this.turn += 1;
+    this.loading?.abort();
+    if (this.closed) return undefined;
+    this.loading = new AbortController();
     const { turn, pair } = this;
+    const { signal } = this.loading;
     const late = () => turn !== this.turn;
     if (!pair) return this.finish(null, EMPTY);
     if (!this.pictures) this.finish(null, "Loading …");
     try {
-      const { pictures, keep } = await this.gallery.load([this.data.a[pair.a], this.data.b[pair.b]]);
-      if (late()) return undefined;
+      const wanted = [this.data.a[pair.a], this.data.b[pair.b]];
+      const { pictures, keep, drop } = await this.gallery.load(wanted, signal);
+      if (late()) return drop();
       keep();
       return this.finish(pictures, "");
     } catch (error) {
@@ -144,40 +158,46 @@ export class Comparer {
   setLine(share) {
     this.wipe = Math.min(Math.max(share, 0), 1);
     this.changed();
+    return true;
   }
 
   look(change) {
-    if (!this.ready) return;
+    if (!this.ready) return false;
     change(this.view);
     this.changed();
+    return true;
   }
 
   step(by) {
     const total = this.data?.pairs.length ?? 0;
-    if (total < 2) return;
+    if (total < 2) return false;
     this.number = (this.number + by + total) % total;
     this.load();
+    return true;
   }
 
   flip() {
-    if (this.mode !== "flicker") return;
+    if (this.mode !== "flicker" || !this.ready) return false;
     Object.assign(this, { rate: 0, flipped: !this.flipped });
     this.time();
     this.changed();
+    return true;
   }
 
   adjust() {
+    if (!this.ready || !["flicker", "difference"].includes(this.mode)) return false;
     const after = (list, value) => list[(list.indexOf(value) + 1) % list.length];
     if (this.mode === "flicker") this.rate = after(RATES, this.rate);
     if (this.mode === "difference") this.range = after(RANGES, this.range);
     this.time();
     this.changed();
+    return true;
   }
 
   /** Run the flicker's clock while it is needed. */
   time() {
     clearInterval(this.clock);
-    if (this.mode !== "flicker" || !this.rate) return;
+    if (this.mode !== "flicker" || !this.rate || this.closed) return;
     this.clock = setInterval(() => {
       if (!this.ready || document.hidden || !this.stage.isConnected) return;
       this.flipped = !this.flipped;
@@ -228,7 +248,7 @@ export class Comparer {
 
   /** Draw before the next frame; many changes make one drawing. */
   changed() {
-    if (this.waiting) return;
+    if (this.waiting || this.closed) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
       this.render();
@@ -256,9 +276,12 @@ export class Comparer {
 
   close() {
     this.turn += 1;
-    this.fullScreen.leave();
+    this.loading?.abort();
+    Object.assign(this, { closed: true, pictures: null, message: EMPTY });
+    this.fullScreen.drop();
     clearInterval(this.clock);
     cancelAnimationFrame(this.waiting);
+    this.waiting = 0;
     this.observer.disconnect();
     this.gallery.keep([]);
   }

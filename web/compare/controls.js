@@ -80,7 +80,7 @@ export class Controls {
     this.legend = make("div", { className: "eam-compare-legend", children: scale });
     this.setting = make("div", { className: "eam-compare-setting", children: [this.legend, this.adjust] });
     const rows = KEYS.map(([keys, does]) => [make("dt", { text: keys }), make("dd", { text: does })]).flat();
-    this.help = make("dl", { className: "eam-compare-help", children: rows });
+    this.help = make("dl", { className: "eam-compare-help", "data-capture-wheel": "true", children: rows });
     this.help.hidden = true;
     this.overlays = [...this.tags, this.setting, this.message, this.help];
   }

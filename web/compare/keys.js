@@ -36,18 +36,20 @@ const PLAIN = {
   "?": (act) => act.help(),
 };
 
-/** Do what a key stands for; tells whether it stood for anything. */
+/** Do what a key stands for; tells whether that did anything. Keys that do nothing here are ComfyUI's. */
 export function press(event, act, panel) {
   if (event.ctrlKey || event.metaKey || event.altKey) return false;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const onButton = event.target !== panel;
   if (onButton && (key === "Enter" || key === " ")) return false; // they press the button
-  if (MODE_KEYS[key]) act.mode(MODE_KEYS[key]);
-  else if (PANS[key]) act.pan(...PANS[key].map((direction) => direction * STEP));
-  else if (key >= "1" && key <= "9" && key.length === 1) act.actual(Number(key));
-  else if (key === "Enter") act.full();
-  else if (key === "Escape") return act.escape();
-  else if (PLAIN[key]) PLAIN[key](act);
-  else return false;
-  return true;
+  return does(key, act) !== false;
+}
+
+function does(key, act) {
+  if (MODE_KEYS[key]) return act.mode(MODE_KEYS[key]);
+  if (PANS[key]) return act.pan(...PANS[key].map((direction) => direction * STEP));
+  if (key >= "1" && key <= "9" && key.length === 1) return act.actual(Number(key));
+  if (key === "Enter") return act.full();
+  if (key === "Escape") return act.escape();
+  return PLAIN[key] ? PLAIN[key](act) : false;
 }

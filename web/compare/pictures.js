@@ -40,12 +40,26 @@ export class Gallery {
     this.held = new Map();
   }
 
-  /** Load pictures by their references. Throws Gone if the server no longer has one. */
-  async load(references) {
-    await this.checkKept(references);
+  /**
+   * Load pictures by their references; then call `keep` or `drop`. Throws Gone if the server no longer has one.
+   * `signal`: of an AbortController, for pictures that are no longer wanted.
+   */
+  async load(references, signal) {
+    await this.checkKept(references, signal);
     const addresses = references.map((reference) => this.addressOf(reference));
-    const found = await Promise.all(addresses.map((address) => this.held.get(address) ?? this.fetch(address)));
-    return { pictures: found, keep: () => this.keep(found) };
+    const wanted = addresses.map((address) => this.held.get(address) ?? this.fetch(address, signal));
+    const ends = await Promise.allSettled(wanted);
+    const pictures = ends.map(({ value }) => value).filter(Boolean);
+    const drop = () => {
+      const held = [...this.held.values()];
+      for (const picture of pictures) if (!held.includes(picture)) picture.close();
+    };
+    const failed = ends.find(({ status }) => status === "rejected");
+    if (failed) {
+      drop();
+      throw failed.reason;
+    }
+    return { pictures, keep: () => this.keep(pictures), drop };
   }
 
   keep(pictures) {
@@ -58,7 +72,7 @@ export class Gallery {
   }
 
   /** Ask first: the browser would write an error to its console for every missing picture. */
-  async checkKept(references) {
+  async checkKept(references, signal) {
     const names = references.filter(({ type, subfolder }) => type === "temp" && !subfolder).map((one) => one.filename);
     if (!names.length) return;
     const body = JSON.stringify({ names });
@@ -66,16 +80,24 @@ export class Gallery {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body,
+      signal,
     });
     if (answer.ok && (await answer.json()).kept.includes(false)) throw new Gone();
   }
 
-  async fetch(address) {
-    const answer = await fetch(address);
+  async fetch(address, signal) {
+    const answer = await fetch(address, { signal });
     if (answer.status === 404) throw new Gone();
     if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
-    const picture = new Picture(address, await createImageBitmap(await answer.blob()));
-    await picture.addCopies();
+    const blob = await answer.blob();
+    const picture = new Picture(address, await createImageBitmap(blob));
+    try {
+      signal?.throwIfAborted();
+      await picture.addCopies();
+    } catch (error) {
+      picture.close();
+      throw error;
+    }
     return picture;
   }
 }

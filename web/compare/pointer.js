@@ -8,6 +8,7 @@ const TAP = 6; // screen pixels a click may move
  * `stage`: the element with the picture. `host` answers and acts in device pixels of the canvas:
  * paneAt(point), view, ready, mode, hover(point), wipeTo(point), changed(), flip(), toggleFit(point).
  * `outer`: what the page does with events that are not for the picture: leaves(event), wheel(event).
+ * Returns a function that ends a drag, for when the stage moves to another place.
  */
 export function listen(stage, canvas, host, outer) {
   const fingers = new Map();
@@ -30,6 +31,11 @@ export function listen(stage, canvas, host, outer) {
       at: { x: (one.x + other.x) / 2, y: (one.y + other.y) / 2 },
       apart: Math.max(1, Math.hypot(one.x - other.x, one.y - other.y)),
     };
+  };
+
+  const stop = () => {
+    fingers.clear();
+    drag = null;
   };
 
   const isButton = (event) => event.target.closest("button, dl");
@@ -72,6 +78,7 @@ export function listen(stage, canvas, host, outer) {
     claimWheel(event, point);
     if (!own(event)) return;
     const touch = event.pointerType === "touch";
+    if (drag && !touch && !event.buttons) stop(); // released where nobody saw it
     if (!touch) host.hover(point);
     if (!drag) return;
     event.stopPropagation();
@@ -95,6 +102,7 @@ export function listen(stage, canvas, host, outer) {
   };
   stage.addEventListener("pointerup", end);
   stage.addEventListener("pointercancel", end);
+  stage.addEventListener("lostpointercapture", end);
   stage.addEventListener("pointerleave", (event) => {
     claimWheel(event, null);
     host.hover(null);
@@ -116,6 +124,7 @@ export function listen(stage, canvas, host, outer) {
     host.view.zoomTo(host.view.zoom * Math.exp(-Math.max(-400, Math.min(400, units)) * speed), inPane(point));
     host.changed();
   }, { passive: false });
+  return stop;
 }
 
 /** Keep ComfyUI's own two-finger zoom of the graph, which listens above all nodes, away from the picture. */
