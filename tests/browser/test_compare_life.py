@@ -116,7 +116,8 @@ def test_a_run_comes_to_the_workflow_that_was_queued(comparison: Comparison, nam
             else dispatch(name, detail);
           };
           await app.queuePrompt(0);
-          while (!held.some(([name]) => name === "execution_success")) await new Promise((done) => setTimeout(done, 50));
+          const ended = () => held.some(([name]) => name === "execution_success");
+          while (!ended()) await new Promise((done) => setTimeout(done, 50));
           await app.loadGraphData(other, true, true, "second tab");
           app.api.dispatchCustomEvent = dispatch;
           held.forEach(([name, detail]) => dispatch(name, detail));
@@ -210,6 +211,8 @@ def test_canvas_has_the_pixels_of_the_screen(comparison: Comparison) -> None:
         width = page.evaluate("document.querySelector('.eam-compare-canvas').width")
         assert width == pytest.approx(ratio * comparison.box["width"], abs=2)
         if ratio == 2:
-            comparison.full()
+            page.evaluate("document.querySelector('.eam-compare-panel').focus({ preventScroll: true })")
+            comparison.press("Enter")  # the second time in full screen
+            assert page.locator("dialog.eam-compare-dialog[open]").count() == 1
     comparison.press("Escape")
     session.detach()
