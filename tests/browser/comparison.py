@@ -64,7 +64,10 @@ class Comparison:
 
     def ready(self) -> None:
         """Wait until pictures are on show."""
-        self.page.wait_for_function("() => document.querySelector('.eam-compare-zoom')?.textContent.includes('%')")
+        self.page.wait_for_function(
+            "() => document.querySelector('.eam-compare-zoom')?.textContent.includes('%')"
+            " && !document.querySelector('.eam-compare[aria-busy=true]')"
+        )
         self.settle()
 
     def settle(self) -> None:

@@ -112,7 +112,7 @@ def test_a_run_comes_to_the_workflow_that_was_queued(comparison: Comparison, nam
           const held = [];
           const dispatch = app.api.dispatchCustomEvent.bind(app.api);
           app.api.dispatchCustomEvent = (name, detail) => {
-            if (name === "executed" || name === "execution_success") held.push([name, detail]);
+            if (["executed", "execution_success", "executing"].includes(name)) held.push([name, detail]);
             else dispatch(name, detail);
           };
           await app.queuePrompt(0);

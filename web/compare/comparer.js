@@ -124,6 +124,7 @@ export class Comparer {
     const { signal } = this.loading;
     const late = () => turn !== this.turn;
     if (!pair) return this.finish(null, EMPTY);
+    this.element.setAttribute("aria-busy", "true");
     if (!this.pictures) this.finish(null, "Loading …");
     try {
       const wanted = [this.data.a[pair.a], this.data.b[pair.b]];
@@ -139,6 +140,7 @@ export class Comparer {
 
   finish(pictures, message) {
     Object.assign(this, { pictures, message });
+    this.element.setAttribute("aria-busy", String(message === "Loading …"));
     if (!pictures && message !== "Loading …") this.gallery.keep([]);
     if (pictures) {
       const [before, after] = pictures;
