@@ -131,7 +131,7 @@ def test_wrong_vae(graph: Graph) -> None:
 def test_tile_too_small_and_guidance_without_a_picture(graph: Graph) -> None:
     loaded = graph.load()
     node = graph.apply(photo(graph), loaded)
-    with pytest.raises(ExecutionError, match=r"EAM_TiledSampler: expected a tile of at least"):
+    with pytest.raises(ExecutionError, match=r"EAM_TiledSampler: tile: expected 0 or at least 64 pixels, got 32"):
         graph.latents(graph.tiled_sampler(node, tile=32)[0])
     graph = Graph(graph.server)
     loaded = graph.load()

@@ -91,7 +91,7 @@ class Expansion(Node):
         settings = made.Settings.of({"scale": scale} | ({} if embedded else parts))
         inputs = {name: ["1", 0] for name in ("image", *parts)}
         prompt = SimpleNamespace(get_node=lambda name: {"class_type": "EmptyImage", "inputs": inputs if name else {}})
-        graph, _, _ = made.expand(torch.zeros(1, height, width, 3), made.Links(prompt, "0"), settings)
+        graph, *_ = made.expand(torch.zeros(1, height, width, 3), made.Links(prompt, "0"), settings)
         return (json.dumps({name.rsplit(".", 1)[-1]: node for name, node in graph.items()}),)
 
 
