@@ -59,12 +59,12 @@ def count_blocks(keys: Iterable[str], prefix: str) -> int:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalise tokens [B, L, D] without learned affine, then scale and shift them (adaLN; [B, D] or [D] each)."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale.unsqueeze(-2)) + shift.unsqueeze(-2)
+    return torch.addcmul(shift.unsqueeze(-2), F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale.unsqueeze(-2))
 
 
 def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """Add `update` [B, L, D] to the residual stream through a per-channel gate [B, D] or [D]."""
-    return x + gate.unsqueeze(-2) * update
+    return torch.addcmul(x, gate.unsqueeze(-2), update)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -158,11 +158,11 @@ class AttentionWeights(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return each part as [B, heads, L, HEAD_DIM], in the order of `parts`."""
-        fused = rearrange(self.get_submodule(self.parts)(x), "b l (n h d) -> n b h l d", n=len(self.parts), d=HEAD_DIM)
-        norms = dict(self.named_children())
-        return tuple(
-            norms[f"ln_{part}"](y) if f"ln_{part}" in norms else y for part, y in zip(self.parts, fused.unbind(0))
-        )
+        fused = rearrange(getattr(self, self.parts)(x), "b l (n h d) -> n b h l d", n=len(self.parts), d=HEAD_DIM)
+        return tuple(norm(y) if norm else y for norm, y in zip(self._norms(), fused.unbind(0)))
+
+    def _norms(self) -> list[nn.Module | None]:
+        return [self._modules.get(f"ln_{part}") for part in self.parts]
 
 
 class FeedForward(nn.Module):
