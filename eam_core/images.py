@@ -125,11 +125,12 @@ def check_output_path(path: str | Path) -> None:
         raise ImageError(f"{path}: expected a name ending in {', '.join(OUTPUT_SUFFIXES)}, got {got}; rename it.")
 
 
-def load_image(path: str | Path) -> Picture:
+def load_image(path: str | Path, data: bytes | None = None) -> Picture:
     """Read a picture: any depth and colour mode that Pillow decodes, upright as EXIF says, an animation's first frame.
 
     Args:
         path: PNG, JPEG, WebP, TIFF, BMP or GIF file; its content decides, not its name.
+        data: what the file holds, where it was read already; path is its name then.
 
     Returns:
         Picture with transparency apart from colour. 16-bit grey keeps its depth; Pillow cuts 16-bit colour to 8.
@@ -137,7 +138,7 @@ def load_image(path: str | Path) -> Picture:
     Raises:
         ImageError: the file is missing, unreadable, not a picture, damaged, too small or too large.
     """
-    with _open(Path(path)) as image:
+    with _open(Path(path), data) as image:
         check_size(image.height, image.width, name=str(path))
         try:
             upright = ImageOps.exif_transpose(image)
@@ -167,6 +168,15 @@ def save_image(picture: Picture | Tensor, path: str | Path, options: dict[str, A
         ImageError: the suffix is unknown, the format cannot hold the size, or the values are not finite.
         DiskError: the file could not be written; nothing of it is left.
     """
+    write_whole(Path(path), encode_image(picture, path, options).getbuffer())
+
+
+def encode_image(picture: Picture | Tensor, path: str | Path, options: dict[str, Any] | None = None) -> io.BytesIO:
+    """Return what `save_image` writes to a file of that name.
+
+    Raises:
+        ImageError: as `save_image`.
+    """
     check_output_path(path)
     path = Path(path)
     if isinstance(picture, Tensor):
@@ -181,7 +191,7 @@ def save_image(picture: Picture | Tensor, path: str | Path, options: dict[str, A
         raise ImageError(f"{path}: expected finite colours, got NaN or infinity; run the model at a higher precision.")
     if alpha is not None and encoding is _JPEG:
         warnings.warn(
-            f"{path}: JPEG holds no transparency, so it is filled with white; use .png to keep it.", stacklevel=2
+            f"{path}: JPEG holds no transparency, so it is filled with white; use .png to keep it.", stacklevel=3
         )
         rgb, alpha = rgb.clamp(0, 1) * alpha + (1 - alpha), None
     channels = rgb if alpha is None else torch.cat((rgb, alpha), dim=1)
@@ -189,7 +199,7 @@ def save_image(picture: Picture | Tensor, path: str | Path, options: dict[str, A
     data = io.BytesIO()
     profile = {"icc_profile": picture.icc_profile} if picture.icc_profile else {}
     Image.fromarray(pixels).save(data, format=encoding.format, **encoding.options | profile | (options or {}))
-    write_whole(path, data.getbuffer())
+    return data
 
 
 def resize(image: Tensor, size: tuple[int, int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
@@ -233,15 +243,15 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, data: bytes | None) -> Image.Image:
     """Read the header only; the pixels are decoded later, once the size is known to be bearable."""
-    if path.is_dir():
+    if data is None and path.is_dir():
         raise ImageError(f"{path}: expected a picture, got a folder; name one file inside it.")
     try:
         # Pillow only warns of pictures up to twice its limit; check_size refuses these with their size.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path, formats=_INPUT_FORMATS)
+            return Image.open(path if data is None else io.BytesIO(data), formats=_INPUT_FORMATS)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: expected a picture, found no such file; check the path.") from error
     except PermissionError as error:

@@ -3,9 +3,15 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import DiskError, ImageError
+from .errors import DiskError, EAMError, ImageError
 from .images import OUTPUT_SUFFIXES, Picture, check_output_path, check_size, list_images, load_image
+
+if TYPE_CHECKING:
+    from .denoiser import Progress
+    from .pipeline import Restorer
+    from .restore_config import RestoreConfig
 
 
 def pair_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -61,6 +67,23 @@ def check_job(source: Path, target: Path, scale: float) -> Picture:
         DiskError: the disk has no room for the result.
     """
     picture = load_image(source)
+    check_room(picture, source, target, scale)
+    return picture
+
+
+def check_room(picture: Picture, source: Path, target: Path, scale: float) -> None:
+    """Refuse a picture whose result would be too large for the rules or for the disk.
+
+    Args:
+        picture: what was read.
+        source: its file, for messages.
+        target: file its result will be written to.
+        scale: enlargement.
+
+    Raises:
+        ImageError: the result would be too large.
+        DiskError: the disk has no room for it.
+    """
     height, width = picture.rgb.shape[-2:]
     check_size(height, width, scale, name=str(source))
     # Uncompressed size: what a picture of noise can come to.
@@ -73,7 +96,31 @@ def check_job(source: Path, target: Path, scale: float) -> Picture:
             f"{target}: expected {_megabytes(needed)} of free disk for the result, got {_megabytes(free)}; "
             "free some space or choose another folder"
         )
-    return picture
+
+
+def restore_job(
+    restorer: "Restorer", picture: Picture, name: str, config: "RestoreConfig", on_progress: "Progress | None" = None
+) -> Picture:
+    """Restore one picture.
+
+    Args:
+        restorer: the model.
+        picture: input.
+        name: what to call it in messages.
+        config: settings.
+        on_progress: see `denoiser.Progress`.
+
+    Raises:
+        EAMError: memory ran out, or the picture cannot be restored.
+    """
+    import torch
+
+    try:
+        return restorer.restore_picture(picture, config, on_progress)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise EAMError(
+            f"{name}: expected more memory for tiles of {config.tile} pixels; lower --tile or --tile-batch"
+        ) from error
 
 
 def _megabytes(size: int) -> str:

@@ -1,0 +1,59 @@
+"""Which model a command or a worker restores with: weight files and a device, as plain text that can be sent on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import EAMError
+
+if TYPE_CHECKING:
+    from .pipeline import Restorer
+    from .restore_config import RestoreConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Weight files and folders, see `Restorer.from_files`.
+
+    Attributes:
+        device: "auto" takes CUDA where there is one.
+        control_settings: other values of what the control leaves open, as text.
+    """
+
+    base: str
+    control: str
+    autoencoder: str
+    text_encoders: str | None = None
+    image_encoder: str | None = None
+    device: str = "auto"
+    control_settings: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self, config: "RestoreConfig") -> "tuple[Restorer, list[str]]":
+        """Load the model and check that it serves the settings.
+
+        Returns:
+            The model, and what its control has to say to the user.
+
+        Raises:
+            EAMError: a file is not what it should be, the device is missing, or a setting does not fit the model.
+        """
+        import torch
+
+        from .pipeline import Restorer
+
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        restorer = Restorer.from_files(
+            base=self.base,
+            control=self.control,
+            autoencoder=self.autoencoder,
+            text_encoders=self.text_encoders,
+            image_encoder=self.image_encoder,
+            device=best if self.device == "auto" else self.device,
+            control_settings=self.control_settings,
+        )
+        try:
+            restorer.check(config)
+        except ValueError as error:  # a caller's mistake inside the library is the user's, who chose the value
+            raise EAMError(str(error)) from error
+        return restorer, [f"{Path(self.control).name}: {note}" for note in restorer.model.control.params.notes]
