@@ -1,6 +1,5 @@
 """One pass over a folder of pictures, one picture at a time: what is left, what is finished and what failed."""
 
-import errno
 import os
 import time
 from collections import deque
@@ -12,15 +11,10 @@ from .errors import DiskError, FolderError, ImageError
 from .folder_names import Saver, free_name, list_pictures, target_names
 from .folder_places import is_inside
 from .folder_report import REPORT_NAME, Report
-from .folder_results import Results, can_write
+from .folder_results import Results, is_lasting
 from .images import Picture, load_image, save_image
 
 Outcome = Literal["success", "failed", "interrupted", "unknown"]
-
-# Nothing that follows could be saved either.
-_LASTING = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-# One file that is locked or read-only, unless the whole folder is.
-_DENIED = (errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +237,7 @@ class Batch:
             raise
 
     def _stop_if_lasting(self, cause: BaseException | None, message: str) -> None:
-        if not isinstance(cause, OSError):
-            return
-        if cause.errno in _LASTING or (cause.errno in _DENIED and not can_write(self.settings.output)):
+        if is_lasting(cause, self.settings.output):
             self.stopped = message
 
     def _saved(self, work: Work, key: str, files: list[str]) -> None:

@@ -1,5 +1,6 @@
 """What is in an output folder already: which pictures' results are there, whose a file is, which names are free."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -7,6 +8,11 @@ from pathlib import Path
 
 from .errors import FolderError
 from .folder_report import Report, source_name
+
+# Nothing that follows could be saved either.
+_LASTING = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+# One file that is locked or read-only, unless the whole folder is.
+_DENIED = (errno.EACCES, errno.EPERM)
 
 
 class Results:
@@ -75,6 +81,13 @@ class Results:
         present = (f"{folder}{slash}{name}" for name in _names_in(self.output / folder))
         own = (self._source, picture)
         return set(self.names) | {name.casefold() for name in present if self._report.owner(name) != own}
+
+
+def is_lasting(error: BaseException | None, folder: Path) -> bool:
+    """Tell whether what kept a file from being written keeps all others from it too."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in _LASTING or (error.errno in _DENIED and not can_write(folder))
 
 
 def can_write(folder: Path) -> bool:

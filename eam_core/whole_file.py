@@ -7,18 +7,19 @@ from pathlib import Path
 from .errors import DiskError
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
+def write_whole(path: Path, data: bytes | memoryview, mark: str = "") -> None:
     """Write beside the target, then rename: a rename within one folder happens whole or not at all.
 
     Args:
         path: file to write; an older one of that name is replaced.
         data: all that it is to hold.
+        mark: goes into the name that the file has until it is whole, so that what a killed process left can be told.
 
     Raises:
         DiskError: the file could not be written; nothing of it is left.
     """
     # Dotted, so that no listing shows it; not the target's name, which may be as long as names can be.
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    part = path.with_name(f".{mark}{secrets.token_hex(8)}.part")
     try:
         try:
             with open(part, "xb") as file:
