@@ -23,11 +23,21 @@ from .presets import EMBEDDED, Spec
 from .restore_config import RestoreConfig
 from .sampling import get_sampler, make_noise
 from .start import crop_canvas, encode_posterior, first_latents, make_canvas, result_size, scale_posterior
+from .tile_plan import fitting_tile
 from .tiling import tiled_map
 from .vision import VisionTower, fitting_tower
 
-# Pixels; the autoencoder needs far less memory per pixel than the transformer, and its seams show sooner.
+# Pixels; the autoencoder needs far less memory per pixel than the transformer, and its seams show sooner. One that
+# knows how far its convolutions see says itself how much its tiles must overlap.
 AUTOENCODER_TILE, AUTOENCODER_OVERLAP = 1024, 128
+
+
+def autoencoder_tiles(
+    autoencoder: object, height: int, width: int, *, unit: int = 1, align: int = 1
+) -> tuple[int, int]:
+    """Return the tile and overlap of `tiled_map` for an autoencoder and a picture, in units of `unit` pixels."""
+    overlap = getattr(autoencoder, "tile_overlap", AUTOENCODER_OVERLAP) // unit
+    return fitting_tile(height, width, tile=AUTOENCODER_TILE // unit, overlap=overlap, align=align), overlap
 
 
 class Restorer:
@@ -188,22 +198,24 @@ class Restorer:
         return scale_posterior(both, self.spec)
 
     def _encoded(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        tile, overlap = autoencoder_tiles(self.autoencoder, *images.shape[-2:], align=DOWNSCALE)
         return tiled_map(
             lambda tiles: encode(tiles.to(self.device) * 2 - 1),
             images,
-            tile=AUTOENCODER_TILE,
-            overlap=AUTOENCODER_OVERLAP,
+            tile=tile,
+            overlap=overlap,
             scale=Fraction(1, DOWNSCALE),
         ).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, 8H, 8W] in [0, 1], on the CPU, of latents as the network takes them."""
+        tile, overlap = autoencoder_tiles(self.autoencoder, *latents.shape[-2:], unit=DOWNSCALE)
         decoded = tiled_map(
             lambda tiles: self.autoencoder.decode(tiles).float().cpu(),
             unscale_latents(latents, self.spec.latent_shift),
-            tile=AUTOENCODER_TILE // DOWNSCALE,
-            overlap=AUTOENCODER_OVERLAP // DOWNSCALE,
+            tile=tile,
+            overlap=overlap,
             scale=DOWNSCALE,
         )
         return decoded.add_(1).div_(2).clamp_(0, 1)  # in its own memory, which large pictures fill

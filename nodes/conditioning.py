@@ -11,7 +11,7 @@ from torch import Tensor
 from ..eam_core.errors import CheckpointError
 from ..eam_core.images import check_size, resize
 from ..eam_core.model.autoencoder import DOWNSCALE
-from ..eam_core.pipeline import AUTOENCODER_OVERLAP, AUTOENCODER_TILE
+from ..eam_core.pipeline import autoencoder_tiles
 from ..eam_core.presets import Spec
 from ..eam_core.sd3 import NUM_T5_TOKENS
 from ..eam_core.start import latent_aligned, upsample
@@ -74,11 +74,12 @@ def encode(
             "use the VAE of the checkpoint"
         )
     encode_tile = encode_tile or (vae.encode_degraded if isinstance(vae, EmbeddedVAE) else vae.encode)
+    tile, overlap = autoencoder_tiles(vae, *image.shape[-2:], align=DOWNSCALE)
     return tiled_map(
         lambda tiles: encode_tile(to_host(tiles)),
         image,
-        tile=AUTOENCODER_TILE,
-        overlap=AUTOENCODER_OVERLAP,
+        tile=tile,
+        overlap=overlap,
         scale=Fraction(1, DOWNSCALE),
     )
 

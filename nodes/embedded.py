@@ -66,7 +66,7 @@ class EmbeddedVAE(comfy.sd.VAE):
         self.memory_used_encode = lambda shape, dtype: 32 * shape[2] * shape[3] * dtype.itemsize
         self.memory_used_decode = lambda shape, dtype: 4096 * shape[2] * shape[3] * dtype.itemsize
         self.patcher = managed(autoencoder, self.device, comfy.model_management.vae_offload_device(), whole=True)
-        self.size = None
+        self.size, self.tile_overlap = None, autoencoder.tile_overlap
 
     @torch.no_grad()
     def encode_degraded(self, pixels: Tensor) -> Tensor:

