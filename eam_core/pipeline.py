@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .color import color_fix_in_place
+from .compiling import compile_in_place
 from .denoiser import Progress, Text, TiledDenoiser
 from .errors import CheckpointError
 from .flow import schedule
@@ -140,6 +141,18 @@ class Restorer:
         limit = params.pos_embed_max_size * params.patch_size * DOWNSCALE
         if config.tile > limit:
             raise ValueError(f"expected tiles of at most {limit} pixels for this model, got {config.tile}; lower tile")
+
+    @torch.no_grad()
+    def compile(self, config: RestoreConfig, *, backend: str = "inductor") -> None:
+        """Compile the transformer for tiles as the settings make them; pays after some thousand tiles on a CPU.
+
+        Raises:
+            CompileError: this machine cannot, see `compiling.compile_in_place`.
+        """
+        side = config.tile // DOWNSCALE
+        latents = torch.zeros(1, self.model.base.params.in_channels, side, side, device=self.device)
+        denoiser = TiledDenoiser(self.model, latents, *self._texts(config), config)
+        compile_in_place(self.model, lambda: denoiser(latents, config.sigma_start), backend=backend)
 
     @torch.no_grad()
     def restore(self, image: Tensor, config: RestoreConfig, on_progress: Progress | None = None) -> Tensor:

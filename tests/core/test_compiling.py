@@ -1,0 +1,40 @@
+"""torch.compile as an option: the same picture, and one sentence where a machine cannot."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from eam_core.compiling import CompileError
+from eam_core.pipeline import Restorer
+from eam_core.restore_config import RestoreConfig
+
+CONFIG = RestoreConfig(tile=64, overlap=16)
+
+
+def test_a_compiled_model_gives_the_same_picture_in_tiles_of_other_shapes_too():
+    restorer, image = Restorer.embedded(), torch.rand(1, 3, 24, 24)
+    other = dataclasses.replace(CONFIG, tile=80)
+    before, before_other = restorer.restore(image, CONFIG), restorer.restore(image, other)
+    calls = []
+
+    def backend(graph, inputs):
+        return lambda *args: calls.append(len(args)) or graph.forward(*args)
+
+    restorer.compile(CONFIG, backend=backend)
+    calls.clear()
+    assert torch.equal(restorer.restore(image, CONFIG), before)
+    assert calls, "the compiled graph did not run"
+    assert torch.allclose(restorer.restore(image, other), before_other, atol=1e-6)
+
+
+def test_a_machine_without_compiler_says_so_in_one_sentence_and_still_restores():
+    restorer, image = Restorer.embedded(), torch.rand(1, 3, 16, 16)
+
+    def backend(graph, inputs):
+        raise RuntimeError("no g++ here\nlong trace")
+
+    with pytest.raises(CompileError, match=r"no g\+\+ here.*leave out --compile") as error:
+        restorer.compile(CONFIG, backend=backend)
+    assert "\n" not in str(error.value)
+    assert restorer.restore(image, CONFIG).isfinite().all()
