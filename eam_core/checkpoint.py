@@ -4,13 +4,12 @@ Sizes come from the tensors, never from a side file.
 """
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import CheckpointError
 from .model.autoencoder import AutoencoderParams, PatchAutoencoder
@@ -24,9 +23,10 @@ from .model.layers import HEAD_DIM, TORCH, Factory, count_blocks
 from .model.mmdit import MMDiT, MMDiTParams
 from .model.tsdsr import MARKS as TSDSR_MARKS
 from .model.tsdsr import TSDSR, TSDSRParams, describe_lora
+from .module_weights import fill, load_into
+from .size_limits import check_sizes
 
 Kind = Literal["mmdit", "control", "autoencoder"]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ControlT = TypeVar("ControlT", bound=ControlFamily)
 ParamsT = TypeVar("ParamsT")
 
@@ -140,11 +140,18 @@ def control_params(state: Mapping[str, Tensor]) -> ControlParams | ControlNetPar
     return family.from_state_dict(state)
 
 
+def infer_control_params(
+    state: Mapping[str, Tensor], source: str
+) -> ControlParams | ControlNetParams | DiT4SRParams | TSDSRParams:
+    """Infer family and architecture as `control_params` does; CheckpointError where keys or shapes do not tell them."""
+    return _infer(control_params, state, source)
+
+
 def build_mmdit(state: Mapping[str, Tensor], source: str, factory: Factory = TORCH) -> MMDiT:
     """Build the MMDiT that a state dict holds (whole checkpoint or bare), with its weights."""
     state = require(state, "mmdit", source)
-    params = _infer(mmdit_params, state, source)
-    return _fill(lambda where: MMDiT(params, where), state, source, factory)
+    params = infer_mmdit_params(state, source)
+    return fill(lambda where: MMDiT(params, where), state, source, factory)
 
 
 def build_control(
@@ -152,14 +159,14 @@ def build_control(
 ) -> ControlStream | ControlNet | DiT4SR | TSDSR:
     """Build the control that a state dict holds, of whichever family, with its weights."""
     state = require(state, "control", source)
-    params = _infer(control_params, state, source)
+    params = infer_control_params(state, source)
     if isinstance(params, TSDSRParams):
         return TSDSR(params)  # what it trained lies in other modules' weights
     if isinstance(params, DiT4SRParams):
-        return _fill(lambda where: DiT4SR(params, where), state, source, factory)
+        return fill(lambda where: DiT4SR(params, where), state, source, factory)
     if isinstance(params, ControlNetParams):
-        return _fill(lambda where: ControlNet(params, where), state, source, factory)
-    return _fill(lambda where: ControlStream(params, where), state, source, factory)
+        return fill(lambda where: ControlNet(params, where), state, source, factory)
+    return fill(lambda where: ControlStream(params, where), state, source, factory)
 
 
 def with_settings(control: ControlT, settings: Mapping[str, Any]) -> ControlT:
@@ -193,7 +200,7 @@ def build_image_prompt(state: Mapping[str, Tensor], source: str, factory: Factor
     if not inner:
         return None
     params = _infer(ImagePromptParams.from_state_dict, inner, source)
-    return _fill(lambda where: ImagePrompt(params, where), inner, source, factory)
+    return fill(lambda where: ImagePrompt(params, where), inner, source, factory)
 
 
 def build_autoencoder(state: Mapping[str, Tensor], source: str) -> PatchAutoencoder:
@@ -201,47 +208,19 @@ def build_autoencoder(state: Mapping[str, Tensor], source: str) -> PatchAutoenco
     state = require(state, "autoencoder", source)
     with torch.device("meta"):
         module = PatchAutoencoder(_infer(AutoencoderParams.from_state_dict, state, source))
-    return _load(module, state, source, "cpu")
+    return load_into(module, state, source, "cpu")
 
 
 def _infer(read: Callable[[Mapping[str, Tensor]], ParamsT], state: Mapping[str, Tensor], source: str) -> ParamsT:
     try:
-        return read(state)
+        params = read(state)
+        check_sizes(params)
+        return params
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
             f"expected keys and shapes that tell the size of the network, but {source} has others "
             f"({type(error).__name__}: {error}); the file is incomplete or damaged"
         ) from error
-
-
-def _fill(make: Callable[[Factory], ModuleT], state: Mapping[str, Tensor], source: str, factory: Factory) -> ModuleT:
-    """Make a module without initialising it twice and give it the state's tensors."""
-    # Files may mix dtypes: the one of most numbers, unless asked for another.
-    sizes = Counter[torch.dtype]()
-    for value in state.values():
-        sizes[value.dtype] += value.numel() if value.is_floating_point() else 0
-    module = make(replace(factory, dtype=factory.dtype or sizes.most_common(1)[0][0], device="meta"))
-    return _load(module, state, source, factory.device or "cpu")
-
-
-def _load(module: ModuleT, state: Mapping[str, Tensor], source: str, device: torch.device | str) -> ModuleT:
-    """Give a module on the meta device the state's tensors; memory is taken only once all of them fit."""
-    wanted = module.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"expected the keys of {type(module).__name__}, but {source} lacks {missing[:3] or 'none'} and adds "
-            f"{extra[:3] or 'none'}; the file is incomplete or of a newer version"
-        )
-    for key, value in wanted.items():
-        if state[key].shape != value.shape:
-            raise CheckpointError(
-                f"expected {key} of shape {tuple(value.shape)}, but {source} has {tuple(state[key].shape)}; "
-                "the file is damaged or of another architecture"
-            )
-    module = module.to_empty(device=device)
-    module.load_state_dict(dict(state))
-    return module.eval()
 
 
 # What tells the published bases apart: depth, width, qk norm.

@@ -110,7 +110,9 @@ def differing_base(file: ControlFile, get: Callable[[str], Tensor | None]) -> st
 
 def _comparable(ours: Tensor, theirs: Tensor) -> bool:
     plain = ours.dtype in (torch.float32, torch.float16, torch.bfloat16) and not ours.is_meta
-    return plain and ours.shape[1:] == theirs.shape[1:] and len(ours) >= len(theirs)
+    # What has no axes has no rows to compare.
+    rows = plain and ours.ndim and theirs.ndim and theirs.is_floating_point()
+    return bool(rows) and ours.shape[1:] == theirs.shape[1:] and len(ours) >= len(theirs)
 
 
 def _sampled_keys(keys: Iterable[str]) -> set[str]:

@@ -85,8 +85,7 @@ def to_sd3_keys(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         name, kind = _split(key)
         target, index = sd3_name(name, key, source)
         if name in shift_last:
-            scale, shift = value.chunk(2)
-            value = torch.cat([shift, scale])
+            value = _shift_first(value, key, source)
         target = f"{target}.{kind}" if kind else target
         if index is None:
             new[target] = value
@@ -97,8 +96,26 @@ def to_sd3_keys(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"expected queries, keys and values for {target}, but {source} lacks one of them; download it again"
             )
-        new[target] = torch.cat([found[index] for index in range(3)])
+        new[target] = _joined([found[index] for index in range(3)], target, source)
     return new
+
+
+def _shift_first(value: Tensor, key: str, source: str) -> Tensor:
+    if not value.ndim or len(value) % 2 or not len(value):
+        raise CheckpointError(
+            f"expected scale and shift in {key}, but {source} has the shape {tuple(value.shape)}; the file is damaged"
+        )
+    scale, shift = value.chunk(2)
+    return torch.cat([shift, scale])
+
+
+def _joined(parts: list[Tensor], target: str, source: str) -> Tensor:
+    if not all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts):
+        raise CheckpointError(
+            f"expected queries, keys and values of one width for {target}, but {source} has "
+            f"{[tuple(part.shape) for part in parts]}; the file is damaged"
+        )
+    return torch.cat(parts)
 
 
 def read_transformer(path: str | Path) -> dict[str, Tensor]:

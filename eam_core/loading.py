@@ -17,7 +17,7 @@ from .checkpoint import (
     build_image_prompt,
     build_mmdit,
     check_pair,
-    control_params,
+    infer_control_params,
     infer_mmdit_params,
     require,
     with_settings,
@@ -120,7 +120,7 @@ def spec_of(base: str | Path, control: Mapping[str, Tensor] | None = None, sourc
         CheckpointError: a file is missing or damaged, or the control is none.
     """
     if control is not None:
-        spec = SPECS[control_params(require(control, "control", source)).preset]
+        spec = SPECS[infer_control_params(require(control, "control", source), source).preset]
         if spec is not SD3:
             return spec
     if base == EMBEDDED.base:
@@ -128,9 +128,9 @@ def spec_of(base: str | Path, control: Mapping[str, Tensor] | None = None, sourc
     metadata = {} if Path(base).is_dir() else read_metadata(weight_set(base)[0])
     try:
         training = json.loads(metadata.get("training", "{}"))
-    except ValueError:  # somebody else's note under the same name
+    except (ValueError, RecursionError):  # somebody else's note under the same name
         training = {}
-    return EMBEDDED if NUM_NULL_TOKENS in training else SD3
+    return EMBEDDED if isinstance(training, dict) and NUM_NULL_TOKENS in training else SD3
 
 
 def spec_of_files(base: str | Path, control: str | Path) -> Spec:

@@ -136,7 +136,7 @@ def check_changes(changes: Iterable[LowRank], shapes: Mapping[str, tuple[int, ..
     """
     for change in changes:
         shape = shapes.get(change.key)
-        if shape is None:
+        if not shape:
             raise CheckpointError(
                 f"expected a model with {change.key}, which {source} changes, got one without it; "
                 "choose the model that the LoRA was trained on"
@@ -156,9 +156,10 @@ def _pair(state: Mapping[str, Tensor], module: str, source: str) -> tuple[Tensor
         raise CheckpointError(
             f"expected both {DOWN[1:]} and {UP[1:]} of {module}, but {source} lacks one of them; download it again"
         )
-    if down.ndim < 2 or up.ndim < 2 or len(down) != up.shape[1]:
+    matrices = down.ndim >= 2 and up.ndim >= 2 and len(down) == up.shape[1] and prod(up.shape[2:]) == 1
+    if not matrices or not (down.is_floating_point() and up.is_floating_point()):
         raise CheckpointError(
-            f"expected matrices of one rank for {module}, but {source} has {tuple(down.shape)} and {tuple(up.shape)}; "
-            "the file is damaged"
+            f"expected matrices of one rank for {module}, but {source} has {tuple(down.shape)} and {tuple(up.shape)} "
+            f"of {down.dtype} and {up.dtype}; the file is damaged"
         )
     return down, up

@@ -4,7 +4,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .errors import CheckpointError, EAMError
+from .pretrained_checks import check_folder, count_numbers
+
+# Of the numbers that the files hold: embeddings that two layers share are stored once.
+_MAX_SHARE = 2
+_SMALL = 2**20  # numbers that a network makes itself, such as tables of positions
 
 
 def import_package(name: str) -> Any:
@@ -23,17 +30,62 @@ def import_package(name: str) -> Any:
         ) from error
 
 
-def load_pretrained(kind: Any, folder: Path, what: str, **options: Any) -> Any:
-    """Load a module or tokenizer from a local folder; `what` names it for people.
+def load_module(kind: Any, folder: Path, what: str, **options: Any) -> Any:
+    """Load a network from a local folder: safetensors only, no code of the folder, nothing is downloaded.
+
+    Args:
+        kind: class of transformers or diffusers.
+        folder: as they save it.
+        what: names it for people.
+        options: of `from_pretrained`.
+
+    Raises:
+        CheckpointError: the folder holds something else, or asks for more than its files hold.
+    """
+    check_folder(folder, what)
+    held = count_numbers(folder, what)
+    wanted = _guarded(folder, what, lambda: _count_wanted(kind, folder))
+    if wanted > _MAX_SHARE * held + _SMALL:
+        raise CheckpointError(
+            f"expected {what} in {folder}, but its config.json asks for {wanted} numbers and the files hold {held}; "
+            "download the folder again"
+        )
+    options = {"local_files_only": True, "use_safetensors": True, **options}
+    return _guarded(folder, what, lambda: kind.from_pretrained(str(folder), **_trust(kind), **options))
+
+
+def load_tokenizer(kind: Any, folder: Path, what: str, **options: Any) -> Any:
+    """Load a tokenizer from a local folder; no code of the folder is run, nothing is downloaded.
 
     Raises:
         CheckpointError: the folder holds something else.
     """
+    check_folder(folder, what)
+    options = {"local_files_only": True, "trust_remote_code": False, **options}
+    return _guarded(folder, what, lambda: kind.from_pretrained(str(folder), **options))
+
+
+def _guarded(folder: Path, what: str, load: Any) -> Any:
     try:
-        return kind.from_pretrained(str(folder), **options)
+        return load()
     # transformers and diffusers raise OSError, ValueError, KeyError, SafetensorError... for what is wrong in a folder.
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"expected {what} in {folder}, but it cannot be loaded ({first_line}); download the folder again"
         ) from error
+
+
+def _trust(kind: Any) -> dict[str, bool]:
+    # Models of diffusers know no such switch, as they never run code of a folder.
+    return {"trust_remote_code": False} if hasattr(kind, "config_class") else {}
+
+
+def _count_wanted(kind: Any, folder: Path) -> int:
+    """Return how many numbers a network of the folder's settings would have; none of them takes memory."""
+    with torch.device("meta"):
+        if hasattr(kind, "config_class"):  # transformers
+            module = kind(kind.config_class.from_pretrained(str(folder), local_files_only=True))
+        else:
+            module = kind.from_config(kind.load_config(str(folder), local_files_only=True))
+    return sum(parameter.numel() for parameter in module.parameters())

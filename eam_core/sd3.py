@@ -18,11 +18,9 @@ from .denoiser import Text
 from .errors import CheckpointError
 from .lora import LowRank, merge
 from .model.autoencoder import SD3_SCALE, SD3_SHIFT
-from .pretrained import import_package, load_pretrained
+from .pretrained import import_package, load_module, load_tokenizer
 
 NUM_CLIP_TOKENS, NUM_T5_TOKENS = 77, 256
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
-_WEIGHTS = {"local_files_only": True, "use_safetensors": True}
 
 
 class SD3Autoencoder(nn.Module):
@@ -46,8 +44,8 @@ class SD3Autoencoder(nn.Module):
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
         kind = import_package("diffusers").AutoencoderKL
         # Loading with little memory would want a further package, accelerate, for 0.3 GB of weights.
-        options = _WEIGHTS | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        self.vae = load_pretrained(kind, folder, "SD3's autoencoder", **options)
+        options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+        self.vae = load_module(kind, folder, "SD3's autoencoder", **options)
         self.vae = self.vae.to(device).eval().requires_grad_(False)
         got = (self.vae.config.scaling_factor, self.vae.config.shift_factor)
         if got != (SD3_SCALE, SD3_SHIFT):
@@ -168,14 +166,14 @@ class SD3TextEncoder:
 
     def _encoder(self, kind: Any, suffix: str) -> Any:
         def load(folder: Path) -> Any:
-            module = load_pretrained(kind, folder, "a text encoder", torch_dtype=self.dtype, **_WEIGHTS)
+            module = load_module(kind, folder, "a text encoder", torch_dtype=self.dtype)
             return module.to(self.device).eval()
 
         return self._hold(f"text_encoder{suffix}", load)
 
     def _tokens(self, prompts: Sequence[str], suffix: str, length: int) -> Tensor:
         def load(folder: Path) -> Any:
-            return load_pretrained(self.transformers.AutoTokenizer, folder, "a tokenizer", **_LOCAL)
+            return load_tokenizer(self.transformers.AutoTokenizer, folder, "a tokenizer")
 
         tokenizer = self._hold(f"tokenizer{suffix}", load)
         batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -208,7 +206,5 @@ def load_token_counter(folder: str | Path) -> Callable[[str], tuple[int, int]]:
             raise CheckpointError(
                 f"expected an SD3 pipeline's folder with {part} in it, but {folder} has none; name another"
             )
-    clip, t5 = (
-        load_pretrained(kind, Path(folder) / part, "a tokenizer", **_LOCAL) for part in ("tokenizer", "tokenizer_3")
-    )
+    clip, t5 = (load_tokenizer(kind, Path(folder) / part, "a tokenizer") for part in ("tokenizer", "tokenizer_3"))
     return lambda text: (len(clip(text).input_ids), len(t5(text).input_ids))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, EAMError
 from .model.image_prompt import ImagePrompt
-from .pretrained import import_package, load_pretrained
+from .pretrained import import_package, load_module
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -71,9 +71,9 @@ def load_tower(folder: str | Path, *, projected: bool = False) -> Any:
         CheckpointError: the folder holds something else.
     """
     kind = transformers_class("CLIPVisionModelWithProjection" if projected else "CLIPVisionModel")
-    options = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32}
     what = "a CLIP vision tower"
-    tower, report = load_pretrained(kind, Path(folder), what, **options, output_loading_info=True)
+    options = {"torch_dtype": torch.float32, "output_loading_info": True}
+    tower, report = load_module(kind, Path(folder), what, **options)
     # Transformers makes up what a file of another kind lacks.
     missing = sorted(report["missing_keys"])
     if missing:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError, DiskError
+from .safetensors_header import DTYPES, SIZE_BYTES, HeaderError, read_header
 
 
 def read_weights(
@@ -25,19 +26,20 @@ def read_weights(
         path: the file.
         device: where the tensors go; "meta" gives shapes and dtypes without reading the data.
         only: tells by its key whether a tensor is wanted; the others are not read. All are when None.
-        rows: how many rows of each tensor to read; all when None.
+        rows: how many rows of each tensor to read; all when None, and of single numbers.
 
     Returns:
         Tensors by key.
 
     Raises:
-        CheckpointError: missing, a folder, pickled, damaged, truncated or not safetensors.
+        CheckpointError: missing, a folder or pipe, pickled, damaged, truncated or not safetensors; nothing is read
+            before the header is checked.
     """
     with _opened(Path(path), "cpu" if device == "meta" else device) as file:
         keys = [key for key in file.keys() if only is None or only(key)]  # noqa: SIM118 (not a dict)
         if device == "meta":
             return {key: _meta(file.get_slice(key)) for key in keys}
-        return {key: file.get_tensor(key) if rows is None else file.get_slice(key)[:rows] for key in keys}
+        return {key: _first_rows(file, key, rows) for key in keys}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -50,27 +52,23 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def _opened(path: Path, device: str) -> Iterator[Any]:
     _refuse_unreadable(path)
     try:
+        read_header(path)
         with safe_open(path, framework="pt", device=device) as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except (HeaderError, SafetensorError, OSError) as error:
         raise CheckpointError(
             f"expected a whole safetensors file, but {path.name} is damaged or truncated ({error}); download it again"
         ) from error
 
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-
-
 def _meta(tensor_slice: Any) -> Tensor:
-    dtype = _DTYPES.get(tensor_slice.get_dtype(), torch.float32)
-    return torch.empty(tensor_slice.get_shape(), dtype=dtype, device="meta")
+    return torch.empty(tensor_slice.get_shape(), dtype=DTYPES[tensor_slice.get_dtype()], device="meta")
+
+
+def _first_rows(file: Any, key: str, rows: int | None) -> Tensor:
+    if rows is None or not file.get_slice(key).get_shape():  # a single number has no rows
+        return file.get_tensor(key)
+    return file.get_slice(key)[:rows]
 
 
 def _refuse_unreadable(path: Path) -> None:
@@ -79,13 +77,15 @@ def _refuse_unreadable(path: Path) -> None:
             raise CheckpointError(f"expected a weight file at {path}, found none; check the name and the folder")
         if path.is_dir():
             raise CheckpointError(f"expected a .safetensors file, got the folder {path}; name the file inside it")
+        if not path.is_file():  # a pipe would wait for a writer for ever
+            raise CheckpointError(f"expected a .safetensors file, but {path} is a device or pipe; name a plain file")
         with path.open("rb") as file:
             start, size = file.read(16), path.stat().st_size
     except OSError as error:
         raise CheckpointError(f"expected a readable weight file, got {path} ({error.strerror}); check it") from error
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+    if start[SIZE_BYTES : SIZE_BYTES + 1] == b"{" and int.from_bytes(start[:SIZE_BYTES], "little") <= size - SIZE_BYTES:
         return  # asked first: the header size of a good file may look like a pickle's first bytes
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    if _looks_pickled(start):
         raise CheckpointError(
             f"expected a safetensors file, but {path.name} is a pickle, which can run code when opened; "
             "get the .safetensors version of these weights"
@@ -97,6 +97,11 @@ def _refuse_unreadable(path: Path) -> None:
     raise CheckpointError(
         f"expected a whole safetensors file, but {path.name} is truncated or something else; download it again"
     )
+
+
+def _looks_pickled(start: bytes) -> bool:
+    # Zip archives of torch.save, and the first opcode of a pickle of protocol 2 and later.
+    return start[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 8)))
 
 
 def save_weights(

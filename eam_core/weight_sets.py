@@ -3,12 +3,14 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from .errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX_SUFFIX = ".index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+_MAX_INDEX_BYTES = 2**25
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.safetensors")
 
 
 def set_name(name: str) -> str:
@@ -41,7 +43,7 @@ def weight_set(path: str | Path) -> list[Path]:
     index = path.with_name(set_name(path.name))
     if not index.name.endswith(INDEX_SUFFIX):
         return [path]
-    files = _listed(index) if index.is_file() else _numbered(index)
+    files = listed_shards(index) if index.is_file() else _numbered(index)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -52,17 +54,35 @@ def weight_set(path: str | Path) -> list[Path]:
     return files
 
 
-def _listed(index: Path) -> list[Path]:
+def listed_shards(index: Path) -> list[Path]:
+    """Return the files that an index lists, whether they are there or not.
+
+    Raises:
+        CheckpointError: it is damaged, or lists something else than safetensors files beside it.
+    """
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        with index.open("rb") as file:
+            text = file.read(_MAX_INDEX_BYTES + 1)
+        if len(text) > _MAX_INDEX_BYTES:
+            raise ValueError(f"it is longer than {_MAX_INDEX_BYTES} bytes")
+        names = set(json.loads(text.decode())["weight_map"].values())
         if not names:
             raise ValueError("it lists none")
-        # Shards lie beside their index; only the last part of a name counts, so none can lead elsewhere.
-        return sorted(index.parent / Path(name).name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        for name in names:
+            _check_shard_name(name)
+        return sorted(index.parent / name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"expected a list of shards in {index}, but it is damaged ({error}); download it again"
         ) from error
+
+
+def _check_shard_name(name: Any) -> None:
+    """Refuse what is no plain name: shards lie beside their index, and no name may lead elsewhere."""
+    if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\:"):
+        raise ValueError(f"it lists {ascii(name)[:80]}, which is no name of a file beside it")
+    if not name.endswith(".safetensors"):
+        raise ValueError(f"it lists {ascii(name)[:80]}, and only .safetensors files are opened")
 
 
 def _numbered(index: Path) -> list[Path]:
@@ -73,6 +93,10 @@ def _numbered(index: Path) -> list[Path]:
     match = _SHARD.fullmatch(found[0].name)
     assert match
     stem, total = match["stem"], match["total"]
+    if not int(match["number"]) <= int(total) or not int(total):
+        raise CheckpointError(
+            f"expected a shard's number and how many there are, got {found[0].name}; download the whole set"
+        )
     return [index.with_name(f"{stem}-{number:05}-of-{total}.safetensors") for number in range(1, int(total) + 1)]
 
 

@@ -48,8 +48,8 @@ def open_encoder(folder: Path, device: str) -> SD3TextEncoder:
     """
     note = folder / "text_encoder_3" / "config.json"
     try:
-        size = json.loads(note.read_text())["d_model"] if note.parent.is_dir() else 4096
-    except (OSError, ValueError, KeyError) as error:
+        size = int(json.loads(note.read_text())["d_model"]) if note.parent.is_dir() else 4096
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise EAMError(f"expected T5's settings in {note}, cannot read them ({error}); download it again") from error
     return SD3TextEncoder(folder, context_size=size, device=device)
 

@@ -103,7 +103,7 @@ class RunFolder:
                 if entry["blake2b"] != _digest(weights):
                     raise CheckpointError(f"{weights.name} is not what was written")
                 return Checkpoint(entry["step"], read_weights(weights))
-            except (OSError, ValueError, KeyError, EAMError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, EAMError) as error:
                 log.warning(f"the checkpoint {weights.name} is damaged ({error}); going back to the one before")
         if notes:
             raise CheckpointError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eam_core.denoiser import Text
-from eam_core.errors import DiskError, EAMError
+from eam_core.errors import CheckpointError, DiskError, EAMError
 from eam_core.weight_files import read_weights, save_weights
 
 COMMAND = "python -m train.cache_text"
@@ -104,7 +104,13 @@ class TextCache:
                 f"expected the embedding of the caption {shown!r} in {self.folder}, found none; "
                 f"run {COMMAND} with the same --data and --captions as the training"
             )
-        return read_weights(path)
+        read = read_weights(path)
+        whole = read.keys() >= {"context", "pooled"} and (read["context"].ndim, read["pooled"].ndim) == (2, 1)
+        if not whole:
+            raise CheckpointError(
+                f"expected the embedding of a caption in {path}, got {sorted(read)[:3]}; delete it and run {COMMAND}"
+            )
+        return read
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{hashlib.sha256(caption.encode()).hexdigest()}.safetensors"

@@ -11,8 +11,10 @@ import torch
 
 from ..errors import EAMError
 from ..pretrained import import_package
+from ..pretrained_checks import check_folder
 from ..vision import transformers_class
 from ..weight_files import read_weights
+from ..weight_sets import listed_shards
 from .messages import CaptionError
 from .model_fingerprint import fingerprint
 
@@ -79,6 +81,10 @@ def open_folder(path: Path) -> ModelFolder:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CaptionError(_without_config(path))
+    try:
+        check_folder(path, "a vision-language model")
+    except EAMError as error:
+        raise CaptionError(str(error)) from error
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -179,11 +185,9 @@ def _weights(path: Path) -> tuple[Path, ...]:
     index = path / _INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CaptionError(
-                f"expected a list of weight files in {index}, but it is damaged; get it again"
-            ) from error
+            names = [file.name for file in listed_shards(index)]
+        except EAMError as error:
+            raise CaptionError(str(error)) from error
     else:
         names = [_WEIGHTS]
     missing = [name for name in names if not (path / name).is_file()]

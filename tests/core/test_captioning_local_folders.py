@@ -65,7 +65,7 @@ def test_folders_without_a_model(local_copy, tmp_path, captioning_models):
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     refused(local_copy, "expected 2 weight files in .*, but one.safetensors and 1 more are missing")
     index.write_text("{")
-    refused(local_copy, "expected a list of weight files in .*, but it is damaged")
+    refused(local_copy, "expected a list of shards in .*, but it is damaged")
     index.unlink()
     kept.rename(weights)
     captioning_models.edit_json(local_copy / "config.json", model_type=None)
