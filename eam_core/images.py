@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +11,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from .errors import ImageError
+from .errors import ImageError, printable
+from .picture_files import MAX_PIXELS, check_cost, open_picture, quiet, sound_profile, too_many_pixels, upright
 from .whole_file import write_whole
 
 # One token of the transformer: two latents of 8 pixels.
 MIN_EDGE = 16
 MAX_EDGE = 16_384
-# 8192 x 8192, and four times that per edge: beyond, one float32 copy of the result alone passes 12 GB.
-MAX_PIXELS = 2**26
+# Four times the input's: beyond, one float32 copy of the result alone passes 12 GB.
 MAX_OUTPUT_EDGE = 65_536
 MAX_OUTPUT_PIXELS = 2**30
 MIN_SCALE, MAX_SCALE = 1, 8
 
 INPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-# Only formats that Pillow decodes in process: among the others, EPS would start an interpreter on the file's program.
-_INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 
 
@@ -87,7 +86,7 @@ def check_size(height: int, width: int, scale: float = 1.0, name: str = "the pic
         got = f"got {width} x {height} (width x height)"
         raise ImageError(f"{name}: expected edges of {MIN_EDGE} to {MAX_EDGE} pixels, {got}; {todo}.")
     if height * width > MAX_PIXELS:
-        raise ImageError(_too_many_pixels(name, f"{width} x {height}"))
+        raise ImageError(too_many_pixels(name, f"{width} x {height}"))
     out_height, out_width = round(height * scale), round(width * scale)
     if max(out_height, out_width) > MAX_OUTPUT_EDGE or out_height * out_width > MAX_OUTPUT_PIXELS:
         raise ImageError(
@@ -128,6 +127,8 @@ def check_output_path(path: str | Path) -> None:
 def load_image(path: str | Path, data: bytes | None = None) -> Picture:
     """Read a picture: any depth and colour mode that Pillow decodes, upright as EXIF says, an animation's first frame.
 
+    Damaged EXIF data and colour profiles are passed over.
+
     Args:
         path: PNG, JPEG, WebP, TIFF, BMP or GIF file; its content decides, not its name.
         data: what the file holds, where it was read already; path is its name then.
@@ -138,20 +139,18 @@ def load_image(path: str | Path, data: bytes | None = None) -> Picture:
     Raises:
         ImageError: the file is missing, unreadable, not a picture, damaged, too small or too large.
     """
-    with _open(Path(path), data) as image:
+    with open_picture(Path(path), data) as (image, file), quiet():
         check_size(image.height, image.width, name=str(path))
+        check_cost(image, file, str(path))
         try:
-            upright = ImageOps.exif_transpose(image)
+            image.load()
         # Decoders of damaged files raise whatever they trip over: OSError, SyntaxError, struct.error, IndexError...
         except Exception as error:
             raise ImageError(
                 f"{path}: expected a whole picture, got a truncated or damaged file ({error}); copy or export it again."
             ) from error
-        rgb, alpha = _to_tensors(upright, str(path))
-        profile = image.info.get("icc_profile")
-    # A grey or CMYK profile does not describe the RGB made from its picture; bytes 16-19 name the colour space.
-    keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB "
-    return Picture(rgb=rgb, alpha=alpha, icc_profile=profile if keeps_profile else None)
+        rgb, alpha = _to_tensors(upright(image), str(path))
+        return Picture(rgb=rgb, alpha=alpha, icc_profile=sound_profile(image.info.get("icc_profile")))
 
 
 def save_image(picture: Picture | Tensor, path: str | Path, options: dict[str, Any] | None = None) -> None:
@@ -191,14 +190,20 @@ def encode_image(picture: Picture | Tensor, path: str | Path, options: dict[str,
         raise ImageError(f"{path}: expected finite colours, got NaN or infinity; run the model at a higher precision.")
     if alpha is not None and encoding is _JPEG:
         warnings.warn(
-            f"{path}: JPEG holds no transparency, so it is filled with white; use .png to keep it.", stacklevel=3
+            f"{printable(path)}: JPEG holds no transparency, so it is filled with white; use .png to keep it.",
+            stacklevel=3,
         )
         rgb, alpha = rgb.clamp(0, 1) * alpha + (1 - alpha), None
     channels = rgb if alpha is None else torch.cat((rgb, alpha), dim=1)
     pixels = channels[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     data = io.BytesIO()
     profile = {"icc_profile": picture.icc_profile} if picture.icc_profile else {}
-    Image.fromarray(pixels).save(data, format=encoding.format, **encoding.options | profile | (options or {}))
+    try:
+        Image.fromarray(pixels).save(data, format=encoding.format, **encoding.options | profile | (options or {}))
+    except (ValueError, OSError, OverflowError, struct.error) as error:  # such as metadata that it has no room for
+        raise ImageError(
+            f"{path}: expected a picture that {encoding.format} can hold, got one it cannot ({error}); save it as .png."
+        ) from error
     return data
 
 
@@ -243,28 +248,6 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _open(path: Path, data: bytes | None) -> Image.Image:
-    """Read the header only; the pixels are decoded later, once the size is known to be bearable."""
-    if data is None and path.is_dir():
-        raise ImageError(f"{path}: expected a picture, got a folder; name one file inside it.")
-    try:
-        # Pillow only warns of pictures up to twice its limit; check_size refuses these with their size.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path if data is None else io.BytesIO(data), formats=_INPUT_FORMATS)
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: expected a picture, found no such file; check the path.") from error
-    except PermissionError as error:
-        raise ImageError(f"{path}: expected a readable file, got {_reason(error)}; check its permissions.") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(_too_many_pixels(str(path), "more than twice as many")) from error
-    except Exception as error:  # as in decoding
-        raise ImageError(
-            f"{path}: expected a PNG, JPEG, WebP, TIFF, BMP or GIF picture, got something else or a damaged file; "
-            "open it in an image editor and save it as PNG."
-        ) from error
-
-
 def _to_tensors(image: Image.Image, name: str) -> tuple[Tensor, Tensor | None]:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float32)
@@ -281,10 +264,6 @@ def _to_tensors(image: Image.Image, name: str) -> tuple[Tensor, Tensor | None]:
         raise ImageError(f"{name}: expected grey, RGB or CMYK, got {image.mode}; save it as RGB.") from error
     channels = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(255).contiguous()
     return channels[:, :3], channels[:, 3:] if has_alpha else None
-
-
-def _too_many_pixels(name: str, got: str) -> str:
-    return f"{name}: expected at most {MAX_PIXELS // 10**6} million pixels, got {got}; crop or shrink it first."
 
 
 def _reason(error: OSError) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from broken_pictures import icc
 from picture_files import one_sentence
 
 from eam_core.errors import DiskError, ImageError
@@ -34,7 +35,7 @@ def test_values_outside_the_range_are_clamped(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
 def test_alpha_and_profile_survive_saving(tmp_path, suffix):
-    profile = b"\0" * 16 + b"RGB " + b"\0" * 108
+    profile = icc(space=b"RGB ")
     alpha = torch.linspace(0, 1, 16).expand(1, 1, 16, 16)
     save_image(Picture(rgb=torch.rand(1, 3, 16, 16), alpha=alpha, icc_profile=profile), tmp_path / f"out{suffix}")
     picture = load_image(tmp_path / f"out{suffix}")
