@@ -1,0 +1,97 @@
+"""Workers of a batch on a Ray cluster: one actor each, on whichever machine has a free GPU or cores."""
+
+import contextlib
+import os
+from typing import Any
+
+from .batch_worker import Message, PictureWorker
+from .errors import EAMError
+
+
+class RayEngine:
+    """See `batch.Engine`.
+
+    Joins the cluster that RAY_ADDRESS names or that runs on this machine; without one it starts one of this machine
+    alone, which nothing outside can reach.
+
+    Args:
+        plan: as `WorkerPlan.text` writes it.
+        num_workers: 0 takes one per GPU of the cluster, without GPUs one per share of cores.
+        threads: cores per worker where there are no GPUs.
+
+    Raises:
+        EAMError: Ray is missing, or its cluster cannot be reached.
+    """
+
+    def __init__(self, plan: str, num_workers: int, threads: int) -> None:
+        self._ray = ray = _connect()
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        self.num_workers = num_workers or gpus or max(1, int(resources.get("CPU", 1)) // threads)
+        # More workers than GPUs share them.
+        share = min(1.0, gpus / self.num_workers) if gpus else 0
+        options = {"num_gpus": share, "num_cpus": 1 if gpus else threads, "max_restarts": 0, "max_task_retries": 0}
+        self._actor: Any = ray.remote(PictureWorker).options(**options)
+        self._plan = plan
+        self._actors: dict[int, Any] = {}
+        self._answers: dict[Any, int] = {}
+
+    def start(self, slot: int) -> None:
+        """See `batch.Engine`."""
+        self._end(slot)
+        self._actors[slot] = self._actor.remote(self._plan)
+
+    def send(self, slot: int, message: Message) -> None:
+        """See `batch.Engine`."""
+        self._answers[self._actors[slot].handle.remote(message)] = slot
+
+    def receive(self, timeout: float) -> list[tuple[int, Message]]:
+        """See `batch.Engine`."""
+        ready, _ = self._ray.wait(list(self._answers), num_returns=1, timeout=timeout)
+        return [(self._answers.pop(reference), self._answer(reference)) for reference in ready]
+
+    def close(self) -> None:
+        """See `batch.Engine`."""
+        for slot in list(self._actors):
+            self._end(slot)
+        self._ray.shutdown()
+
+    def _answer(self, reference: Any) -> Message:
+        try:
+            return self._ray.get(reference)
+        # A worker's own errors come as answers, so it is Ray that speaks: a lost process or machine, a missing package.
+        except Exception as error:
+            said = str(error).strip().splitlines()
+            return {
+                "state": "died",
+                "error": f"its worker was lost ({type(error).__name__}: {said[0] if said else ''})",
+            }
+
+    def _end(self, slot: int) -> None:
+        actor = self._actors.pop(slot, None)
+        self._answers = {reference: of for reference, of in self._answers.items() if of != slot}
+        if actor is not None:
+            with contextlib.suppress(Exception):  # it is dead already
+                self._ray.kill(actor)
+
+
+def _connect() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces in a warning otherwise
+    try:
+        import ray
+    except ImportError as error:
+        raise EAMError("expected the package ray for --engine ray, found none; install it: pip install ray") from error
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address or "auto", **quiet)
+        return ray
+    except Exception as error:
+        if address:
+            said = " ".join(str(error).split())[:300]
+            raise EAMError(
+                f"expected a Ray cluster at RAY_ADDRESS={address}, could not join it ({said}); start it or unset it"
+            ) from error
+    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    return ray
