@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from .cli_caption import add_caption_command
 from .cli_convert import add_convert_command
 from .cli_options import add_restore_options, load_restorer, restore_config
-from .errors import DiskError, EAMError, ImageError
+from .errors import DiskError, EAMError, ImageError, printable
 
 if TYPE_CHECKING:
     from .images import Picture
@@ -27,7 +27,7 @@ EXIT_SOME_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one sentence, without the whole usage before it."""
-        self.exit(EXIT_BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
+        self.exit(EXIT_BAD_INPUT, f"error: {printable(message)}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,7 +126,7 @@ def _upscale_one(restorer: "Restorer", picture: "Picture", target: Path, config:
 
     start = time.monotonic()
     # Shown on a terminal only: disable=None.
-    with tqdm(unit="tile", desc=target.name, disable=None, leave=False) as bar:
+    with tqdm(unit="tile", desc=printable(target.name, 60), disable=None, leave=False) as bar:
 
         def on_progress(done: int, total: int) -> None:
             bar.total = total
@@ -139,7 +139,7 @@ def _upscale_one(restorer: "Restorer", picture: "Picture", target: Path, config:
         raise DiskError(f"{target.parent}: could not make the folder ({error.strerror}); choose another one") from error
     save_image(result, target)
     height, width = result.rgb.shape[-2:]
-    print(f"{target}: {width} x {height} in {time.monotonic() - start:.1f} s", flush=True)
+    print(f"{printable(target)}: {width} x {height} in {time.monotonic() - start:.1f} s", flush=True)
 
 
 def _list_failure(error: EAMError) -> int:
@@ -148,4 +148,4 @@ def _list_failure(error: EAMError) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ def convert_command(args: argparse.Namespace) -> int:
     prompt = _read(args.prompt, "[1, tokens, 4096] or [tokens, 4096]", 3, PROMPT_SIZE)
     pool = _read(args.pool, "[1, 2048] or [2048]", 2, POOL_SIZE)
     save_embeddings(args.output, Text(prompt, pool))
-    print(f"{args.output}: {prompt.shape[1]} tokens")
+    print(f"{printable(args.output)}: {prompt.shape[1]} tokens")
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from posixpath import splitext
 from typing import Literal
 
-from .errors import FolderError
+from .errors import FolderError, printable
 from .images import INPUT_SUFFIXES, OUTPUT_SUFFIXES, natural_key
 
 Format = Literal["as input", "png", "jpg", "webp"]
@@ -80,7 +80,7 @@ def _walk(folder: Path, subfolders: bool) -> Iterable[str]:
             problem = f"{prefix or folder.name}: expected a folder that can be read ({error.strerror}); check it"
             if not prefix:
                 raise FolderError(problem) from error
-            warnings.warn(f"{problem}; it is left out", stacklevel=2)
+            warnings.warn(printable(f"{problem}; it is left out"), stacklevel=2)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
