@@ -1,0 +1,133 @@
+"""What each means of saving time gives, alone: time with it over time without it.
+
+    python tests/bench/means.py [--rounds 5] [--compile]
+
+Blocks of SD3 medium's width with random weights where the size of a layer matters, the embedded default where a whole
+run does. On a CPU these are CPU seconds. `--compile` adds torch.compile, which takes minutes, and prints after how many
+tiles it has paid. LR keys and values kept over the steps have a script of their own, lr_memory.py.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from fractions import Fraction
+
+import report
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from eam_core.denoiser import TiledDenoiser
+from eam_core.flow import schedule
+from eam_core.model.layers import NORM_EPS, AttentionWeights, attention, gated, modulate
+from eam_core.pipeline import AUTOENCODER_OVERLAP, AUTOENCODER_TILE, Restorer
+from eam_core.restore_config import RestoreConfig
+from eam_core.sampling import sample_euler
+from eam_core.tiling import tiled_map
+
+WIDTH, NUM_TOKENS = 1536, 1024  # SD3 medium, a tile of 512 px
+Cases = dict[str, tuple[Callable[[], object], Callable[[], object]]]
+"""By name: with the means, and without it."""
+
+
+def layer_cases(device: str, dtype: torch.dtype) -> Cases:
+    """Return what saves time within a block."""
+    given = {"device": device, "dtype": dtype}
+    weights = AttentionWeights(WIDTH).to(**given).requires_grad_(False)
+    apart = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3)).to(**given).requires_grad_(False)
+    x, shift, scale = torch.randn(1, NUM_TOKENS, WIDTH, **given), *torch.randn(2, 1, WIDTH, **given)
+    q, k, v = torch.randn(3, 1, WIDTH // 64, 2 * NUM_TOKENS, 64, **given)
+
+    def two_passes() -> Tensor:
+        normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale.unsqueeze(-2)) + shift.unsqueeze(-2)
+        return x + shift.unsqueeze(-2) * normed
+
+    def plain_attention() -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return attention(q, k, v)
+
+    def three_matrices() -> list[Tensor]:
+        return [layer(x).unflatten(-1, (-1, 64)).transpose(1, 2) for layer in apart]
+
+    return {
+        "query, key and value in one matrix": (lambda: weights.project(x), three_matrices),
+        "modulation and gate in one pass each": (lambda: gated(x, shift, modulate(x, shift, scale)), two_passes),
+        "fused attention (scaled_dot_product_attention)": (lambda: attention(q, k, v), plain_attention),
+    }
+
+
+def run_cases(restorer: Restorer) -> Cases:
+    """Return what saves time in a run over a picture of 1024 px, with the embedded default."""
+    lr, noise = torch.randn(2, 1, 16, 128, 128, device=restorer.device)
+
+    def sample(**changes: object) -> Callable[[], Tensor]:
+        config = dataclasses.replace(RestoreConfig(steps=1), **changes)
+        sigmas = schedule(config.steps, config.shift, config.sigma_start)
+        text, _ = restorer._texts(RestoreConfig())
+        negative = text if config.cfg_scale != 1 else None
+        return lambda: sample_euler(TiledDenoiser(restorer.model, lr, text, negative, config), noise, sigmas, None)
+
+    return {
+        "no second pass where guidance is 1": (sample(cfg_scale=1.0), sample(cfg_scale=2.0)),
+        "four tiles of 256 px at once": (sample(tile_batch=4), sample(tile_batch=1)),
+    }
+
+
+def autoencoder_case(restorer: Restorer) -> Cases:
+    """Return what fitting tiles save where a picture of 2000 px is encoded."""
+    picture = torch.rand(1, 3, 2000, 2000)
+
+    def fixed() -> Tensor:
+        given = {"tile": AUTOENCODER_TILE, "overlap": AUTOENCODER_OVERLAP, "scale": Fraction(1, 8)}
+        return tiled_map(
+            lambda tiles: restorer.autoencoder.encode_degraded(tiles.to(restorer.device)), picture, **given
+        )
+
+    name = f"autoencoder tiles that fit, against {AUTOENCODER_TILE} px overlapping by {AUTOENCODER_OVERLAP}"
+    return {name: (lambda: restorer.encode(picture), fixed)}
+
+
+def compiled_case(device: str, rounds: int) -> report.Row:
+    """Return what torch.compile gives for one tile, and print after how many it has paid."""
+    config = RestoreConfig()
+    restorers = {"with": Restorer.embedded(device), "without": Restorer.embedded(device)}
+    start = time.perf_counter()
+    restorers["with"].compile(config)
+    spent, side = time.perf_counter() - start, config.tile // 8
+    x = torch.randn(1, 16, side, side, device=device)
+    cases = {
+        name: (lambda r=r: TiledDenoiser(r.model, x, *r._texts(config), config)(x, 0.5))
+        for name, r in restorers.items()
+    }
+    with torch.no_grad():
+        seconds = report.take_turns(cases, 4 * rounds, device)
+    ratio = seconds["with"] / seconds["without"]
+    if ratio < 1:
+        print(f"torch.compile has paid after {spent / (seconds['without'] - seconds['with']):.0f} tiles of 256 px")
+    return report.Row(row=0, name="torch.compile, one tile of 256 px of the embedded default", value=ratio, bar=1.0)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Run from the command line."""
+    parser = report.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    restorer = Restorer.embedded(device)
+    cases = layer_cases(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    cases |= run_cases(restorer) | autoencoder_case(restorer)
+    rows = []
+    for name, (with_it, without_it) in cases.items():
+        seconds = report.take_turns({"with": with_it, "without": without_it}, options.rounds, device)
+        rows.append(report.Row(row=0, name=name, value=seconds["with"] / seconds["without"], bar=1.0))
+    if options.compile:
+        rows.append(compiled_case(device, options.rounds))
+    print(report.machine(device))
+    report.finish(rows, options.rows)
+
+
+if __name__ == "__main__":
+    main()
