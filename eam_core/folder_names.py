@@ -17,6 +17,8 @@ from .images import INPUT_SUFFIXES, OUTPUT_SUFFIXES, natural_key
 
 Format = Literal["as input", "png", "jpg", "webp"]
 
+_LONGEST_PATTERN = 1000  # characters; the time to read globs grows with the square of theirs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Saver:
@@ -47,7 +49,7 @@ def list_pictures(folder: Path, pattern: str = "*", subfolders: bool = False) ->
         Paths relative to the folder, with / between names.
 
     Raises:
-        FolderError: the folder cannot be read, or holds no such picture.
+        FolderError: the folder cannot be read, or holds no such picture; or the globs are too long.
     """
     matches = _matcher(pattern)
     found, pictures = [], 0
@@ -91,8 +93,14 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
+    if len(pattern) > _LONGEST_PATTERN:
+        got = f"got {len(pattern)}; give the first ones or *"
+        raise FolderError(f"pattern: expected at most {_LONGEST_PATTERN} characters, {got}")
     globs = [glob.strip().replace("\\", "/") for glob in pattern.casefold().split(";")]
-    rules = [(re.compile(fnmatch.translate(glob)), "/" in glob) for glob in globs if glob]
+    try:
+        rules = [(re.compile(fnmatch.translate(glob)), "/" in glob) for glob in globs if glob]
+    except re.error as error:
+        raise FolderError(f"pattern: expected globs such as *.jpg;*.png, got {pattern!r}; correct it") from error
 
     def matches(name: str) -> bool:
         path = name.casefold()

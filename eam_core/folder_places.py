@@ -11,10 +11,13 @@ from .errors import FolderError
 ALLOWED_VARIABLE = "EAM_FOLDERS"
 
 _DRIVE = re.compile(r"[A-Za-z]:")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Besides control characters, marks that turn what is read, ends of lines and halves of characters.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_NAME, _LONGEST_PATH = 255, 2000  # bytes; a path may become half as long again by the root's own
 # What Windows cannot have in a name, and names that it takes for devices, with any ending.
 _RESERVED_MARKS = re.compile(r'[<>:"|?*]')
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{number}" for kind in ("COM", "LPT") for number in range(1, 10))}
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}
+_DEVICES |= {f"{kind}{number}" for kind in ("COM", "LPT") for number in "123456789\u00b9\u00b2\u00b3"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ def resolve_folder(text: str, root: Root, allowed: Iterable[Path] = (), windows:
     if _CONTROL.search(text):
         raise FolderError(f"{root.widget}: expected one line of text, got {text!r}; write the folder's name again")
     path = text.strip().replace("\\", "/")
+    if len(path.encode()) > _LONGEST_PATH:
+        raise FolderError(f"{root.widget}: expected a path of at most {_LONGEST_PATH} bytes, got more; shorten it")
     drive = _DRIVE.match(path)
     outside = FolderError(
         f"{root.widget}: expected a folder inside {root.name}, got {text!r}; write it relative to that folder, or "
@@ -94,7 +99,7 @@ def _is_in_share(path: str, folders: Iterable[Path]) -> bool:
 
 
 def check_name(name: str, widget: str, windows: bool = os.name == "nt") -> None:
-    """Refuse a name that is a device on some system, or that this one cannot hold.
+    """Refuse a name that is a device on some system, longer than any holds, or that this one cannot hold.
 
     Args:
         name: of a file or folder, without its path.
@@ -104,6 +109,8 @@ def check_name(name: str, widget: str, windows: bool = os.name == "nt") -> None:
     Raises:
         FolderError: the name cannot be used.
     """
+    if len(name.encode(errors="surrogatepass")) > _LONGEST_NAME:
+        raise FolderError(f"{widget}: expected names of at most {_LONGEST_NAME} bytes, got {name!r}; shorten it")
     device = name.split(".")[0].strip().upper() in _DEVICES
     if device or (windows and (_RESERVED_MARKS.search(name) or name[-1:] in (".", " "))):
         raise FolderError(f"{widget}: expected a name that Windows can hold too, got {name!r}; choose another one")

@@ -5,14 +5,14 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_execution.graph import ExecutionBlocker
 
 from ..eam_core.errors import FolderError, ImageError
 from ..eam_core.folder_batch import Batch, BatchSettings, Work
-from ..eam_core.folder_names import Saver
+from ..eam_core.folder_names import Format, Saver
 from ..eam_core.folder_places import check_suffix
 from ..eam_core.images import Picture
 from .folder_queue import RunQueue
@@ -187,6 +187,10 @@ def find_savers(prompt: dict[str, Any], node_id: str) -> tuple[Saver, ...]:
         values = inputs.get("format", "as input"), inputs.get("suffix", "")
         if not all(isinstance(value, str) for value in values):
             raise FolderError("EAM Save Folder: expected format and suffix in the node itself, got a link; remove it")
+        if values[0] not in get_args(Format):  # ComfyUI checks the nodes alone that it runs
+            raise FolderError(
+                f"EAM Save Folder: expected a format of {', '.join(get_args(Format))}, got {values[0]!r}; choose one"
+            )
         check_suffix(values[1])
         savers.append(Saver(key=str(key), format=values[0], suffix=values[1]))
     return tuple(savers)
