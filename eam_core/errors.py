@@ -23,6 +23,25 @@ def printable(text: object, longest: int = LONGEST) -> str:
     )
 
 
+def check_text(name: str, text: str, longest: int = 20_000) -> None:
+    """Refuse a text that no tokenizer takes, or that is far longer than any model reads.
+
+    Args:
+        name: of the setting, for the message.
+        text: such as a prompt.
+        longest: characters; SD3 reads about a thousand.
+
+    Raises:
+        ValueError: it is too long, or holds bytes that are no text.
+    """
+    if len(text) > longest:
+        raise ValueError(f"expected {name} of at most {longest} characters, got {len(text)}; shorten it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected {name} to be text, got {text[error.start]!r} in it; type it again") from error
+
+
 class EAMError(Exception):
     """Base of every error whose cause lies in a file or setting of the user's; its message is `printable`."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .color import COLOR_FIXES, ColorFix
+from .errors import check_text
 from .flow import schedule
 from .images import check_scale
 from .model.autoencoder import DOWNSCALE
@@ -87,6 +88,8 @@ class RestoreConfig:
             value = getattr(self, name)
             if value is not None and not (0 <= value < math.inf):
                 raise ValueError(f"expected {name} of at least 0, got {value}; 1 is usual")
+        check_text("a prompt", self.prompt)
+        check_text("a negative prompt", self.negative_prompt)
         if self.color_fix not in COLOR_FIXES:
             raise ValueError(f"expected a colour fix out of {', '.join(COLOR_FIXES)}, got {self.color_fix!r}")
 

@@ -28,6 +28,8 @@ _REFUSAL = re.compile(
     r"(?:it (?:seems|appears|looks)\b.{0,30}|there is |there was )?\bno (?:image|picture|photo)\b)",
     re.IGNORECASE,
 )
+# What changes the direction of text that is read; joiners and other marks that scripts need are not among them.
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 BOX_UNITS = 1000  # boxes are asked for, and answered, in thousandths of the picture's sides
 
 
@@ -101,12 +103,13 @@ def read_answer(answer: str, mode: Mode) -> Caption:
     found = _CAPTION_FIELD.search(text)
     if found is None or not found[1].strip():
         raise CaptionError(f"expected JSON with a caption, got {_shown(text)}; try another seed or more tokens")
-    return Caption(_whole_sentences(_unescaped(found[1])))
+    return Caption(_whole_sentences(_printable(_unescaped(found[1]))))
 
 
 def _printable(text: str) -> str:
-    """Leave out what no text file or terminal takes: control characters and halves of characters."""
-    return "".join(char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cs"))
+    """Leave out what no text file or terminal takes, or what turns it: controls, marks, halves of characters."""
+    kept = (char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cs"))
+    return "".join(char for char in kept if char not in _TURNING)
 
 
 def _whole_sentences(text: str) -> str:
@@ -125,7 +128,7 @@ def _from_fields(fields: dict[str, Any], text: str) -> Caption:
     given = fields.get("focal_areas")
     areas = tuple(area for each in (given if isinstance(given, list) else []) if (area := _area(each)))
     focused = fields.get("focused", bool(areas))
-    return Caption(" ".join(caption.split()), focused is True, areas if focused is True else ())
+    return Caption(" ".join(_printable(caption).split()), focused is True, areas if focused is True else ())
 
 
 def _area(given: Any) -> FocalArea | None:
@@ -134,7 +137,7 @@ def _area(given: Any) -> FocalArea | None:
     name = given.get("name") if isinstance(given, dict) else None
     if not isinstance(name, str) or not name.strip():
         return None
-    return FocalArea(name.strip(), _box(given.get("box")))
+    return FocalArea(" ".join(_printable(name).split()), _box(given.get("box")))
 
 
 def _box(given: Any) -> Fractions | None:

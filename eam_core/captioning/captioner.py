@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import DiskError
 from ..tiling import Box, TileGrid
+from ..errors import check_text
 from .cache import CaptionCache, picture_hash
 from .caption import Caption, FocalArea, Fractions, Mode, read_answer
 from .messages import CaptionError, GenerateConfig, Generator, OnToken
@@ -37,6 +38,7 @@ class CaptionConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("sa", "da"):
             raise ValueError(f'expected mode "sa" or "da", got {self.mode!r}; choose one of them')
+        check_text("an extra instruction", self.extra)
 
 
 @dataclass(frozen=True)
