@@ -55,7 +55,7 @@ def add_caption_command(commands: Any) -> None:
         metavar="DIR",
         help="SD3 pipeline folder whose tokenizers say how much fits; without it the length is estimated",
     )
-    caption.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default auto)")
+    caption.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default auto)")
     caption.add_argument(
         "--cache", metavar="DIR", help="where answers are kept (default: eam/captions in your cache folder)"
     )

@@ -64,7 +64,7 @@ def _add_sampling_options(group: Any) -> None:
         help="compile the model first: minutes, then about a third less time for each tile; for large folders",
     )
     group.add_argument(
-        "--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default auto: cuda where there is one)"
+        "--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default auto: a GPU if found)"
     )
 
 

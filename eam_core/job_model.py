@@ -20,7 +20,7 @@ class ModelChoice:
     """Weight files and folders, see `Restorer.from_files`.
 
     Attributes:
-        device: "auto" takes CUDA where there is one.
+        device: "auto" takes CUDA or MPS where there is one.
         control_settings: other values of what the control leaves open, as text.
     """
 
@@ -41,18 +41,16 @@ class ModelChoice:
         Raises:
             EAMError: a file is not what it should be, the device is missing, or a setting does not fit the model.
         """
-        import torch
-
+        from .device import named_device
         from .pipeline import Restorer
 
-        best = "cuda" if torch.cuda.is_available() else "cpu"
         restorer = Restorer.from_files(
             base=self.base,
             control=self.control,
             autoencoder=self.autoencoder,
             text_encoders=self.text_encoders,
             image_encoder=self.image_encoder,
-            device=best if self.device == "auto" else self.device,
+            device=named_device(self.device),
             control_settings=self.control_settings,
         )
         try:

@@ -25,6 +25,7 @@ from .checkpoint import (
 from .companions import EMBEDDINGS, Companions, FixedText, check_text, control_file, read_companions
 from .control_files import differing_base, read_control
 from .denoiser import Text
+from .device import usual_dtype
 from .diffusers_keys import read_transformer
 from .errors import CheckpointError, EAMError
 from .lora import merge
@@ -82,7 +83,7 @@ def load_parts(
     source, weights = file.source, file.tensors
     spec = spec_of(base, weights, source)
     if dtype is None:
-        dtype = torch.float32 if spec is EMBEDDED or device == "cpu" else torch.bfloat16
+        dtype = torch.float32 if spec is EMBEDDED else usual_dtype(device)
     factory = Factory(dtype=dtype, device=device)
     stream, prompt = build_control(weights, source, factory), build_image_prompt(weights, source, factory)
     if control_settings:

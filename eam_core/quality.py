@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from .device import in_float64
+
 # SSIM's window (Wang et al. 2004, section III-C): a gaussian of 11 x 11 pixels.
 SSIM_WINDOW = 11
 _SSIM_DEVIATION = 1.5
@@ -105,7 +107,7 @@ def _sums(image: Tensor, reference: Tensor, measure: Callable[[Tensor, Tensor], 
     """Add up a measure of the lumas of both pictures over strips of rows; strips share `halo` rows. Returns [B]."""
     totals = []
     for pair in zip(image, reference):
-        parts = [measure(*(luma(_precise(side[None, :, rows]))[0] for side in pair)) for rows in _strips(image, halo)]
+        parts = [measure(*(luma(in_float64(side[None, :, rows]))[0] for side in pair)) for rows in _strips(image, halo)]
         totals.append(torch.stack(parts).sum().cpu())
     return torch.stack(totals) if totals else torch.zeros(0, dtype=torch.float64)
 
@@ -115,11 +117,6 @@ def _strips(image: Tensor, halo: int) -> Iterator[slice]:
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height - halo, rows):
         yield slice(top, min(top + rows + halo, height))
-
-
-def _precise(part: Tensor) -> Tensor:
-    # Apple's GPUs have no float64.
-    return (part.cpu() if part.device.type == "mps" else part).double()
 
 
 def _check_pair(image: Tensor, reference: Tensor) -> None:

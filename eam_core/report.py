@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .color import srgb_to_lab
 from .color_difference import ciede2000
+from .device import in_float64
 from .errors import ImageError
 from .images import resize
 from .model.autoencoder import DOWNSCALE
@@ -132,7 +133,7 @@ def psnr_to_input(reduced: Tensor, original: Tensor) -> float:
     Returns:
         dB, at most 80.
     """
-    error = torch.mean((reduced - original).double().square()).item()
+    error = torch.mean(in_float64(reduced - original).square()).item()
     return 10 * math.log10(1 / max(error, 10 ** (-PSNR_LIMIT / 10)))
 
 
@@ -151,7 +152,7 @@ def color_shift(restored: Tensor, original: Tensor) -> float:
     """
     height, width = (max(1, round(side / COLOR_BLOCK)) for side in original.shape[-2:])
     averages = (F.adaptive_avg_pool2d(image, (height, width)) for image in (restored, original))
-    return ciede2000(*(srgb_to_lab(image.double().clamp(0, 1)) for image in averages)).mean().item()
+    return ciede2000(*(srgb_to_lab(in_float64(image).clamp(0, 1)) for image in averages)).mean().item()
 
 
 def _state(restored: Tensor, original: Tensor) -> State:

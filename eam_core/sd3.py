@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .denoiser import Text
+from .device import free_cached, usual_dtype
 from .errors import CheckpointError
 from .lora import LowRank, merge
 from .model.autoencoder import SD3_SCALE, SD3_SHIFT
@@ -92,7 +93,7 @@ class SD3TextEncoder:
             CheckpointError: the folder lacks an encoder or a tokenizer.
         """
         self.folder, self.context_size, self.device = Path(folder), context_size, device
-        self.dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.dtype = usual_dtype(device)
         self.transformers = import_package("transformers")
         self.has_t5 = (self.folder / "text_encoder_3").is_dir()
         for suffix in ("", "_2", "_3") if self.has_t5 else ("", "_2"):
@@ -189,8 +190,7 @@ class SD3TextEncoder:
 
     def _free(self) -> None:
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached()
 
 
 def load_token_counter(folder: str | Path) -> Callable[[str], tuple[int, int]]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device import without_autocast
 from .errors import CheckpointError, EAMError
 from .model.image_prompt import ImagePrompt
 from .pretrained import import_package, load_module
@@ -103,7 +104,7 @@ class VisionTower:
 
         It runs where the pictures are, and stays there.
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             pixels = to_pixels(images.float(), self.model.config.image_size)
             return self.model.to(images.device)(pixels).last_hidden_state
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eam_core.device import named_device
 from eam_core.errors import EAMError
 from eam_core.sd3 import SD3TextEncoder
 from train.data.captions import iter_captions
@@ -27,7 +28,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text-encoders", required=True, metavar="FOLDER", help="an SD3 pipeline (diffusers layout)")
     parser.add_argument("--cache", required=True, metavar="FOLDER", help="where the embeddings go")
     parser.add_argument("--batch-size", type=int, default=16, help="captions encoded together (default 16)")
-    parser.add_argument("--device", default="cpu", help="where the encoders run, cpu or cuda (default cpu)")
+    parser.add_argument(
+        "--device", default="auto", help="where the encoders run: cpu, cuda, mps or auto (default auto: a GPU if found)"
+    )
     options = parser.parse_args()
     if options.batch_size < 1:
         parser.error(f"expected --batch-size of at least 1, got {options.batch_size}")
@@ -48,10 +51,10 @@ def open_encoder(folder: Path, device: str) -> SD3TextEncoder:
     """
     note = folder / "text_encoder_3" / "config.json"
     try:
-        size = int(json.loads(note.read_text())["d_model"]) if note.parent.is_dir() else 4096
+        size = int(json.loads(note.read_text(encoding="utf-8"))["d_model"]) if note.parent.is_dir() else 4096
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise EAMError(f"expected T5's settings in {note}, cannot read them ({error}); download it again") from error
-    return SD3TextEncoder(folder, context_size=size, device=device)
+    return SD3TextEncoder(folder, context_size=size, device=named_device(device))
 
 
 def main() -> None:

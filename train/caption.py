@@ -107,7 +107,7 @@ def open_generator(options: argparse.Namespace, local_rank: int) -> Generator:
     from eam_core.captioning.local import LocalModel
 
     device = options.device
-    if device != "cpu" and torch.cuda.device_count() > 1:
+    if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
         device = f"cuda:{local_rank % torch.cuda.device_count()}"
     return LocalModel(Path(options.model), device=device, batch_size=options.batch_size)
 
@@ -124,7 +124,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at once, of a local model (default 1)")
     parser.add_argument("--concurrency", type=int, default=4, help="requests at once, of an endpoint (default 4)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for an endpoint's answer (default 600)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of a local model")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of a local model")
     parser.add_argument("--seed", type=int, default=0, help="of the answers (default 0)")
     parser.add_argument("--temperature", type=float, default=0.3, help="0 takes the likeliest word (default 0.3)")
     parser.add_argument("--max-tokens", type=int, default=512, help="most tokens of an answer (default 512)")

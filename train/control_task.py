@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eam_core.checkpoint import IMAGE_PROMPT_PREFIX
+from eam_core.device import without_autocast
 from eam_core.errors import CheckpointError, EAMError
 from eam_core.flow import schedule, timestep
 from eam_core.mim import keep_tokens, mask_ratio
@@ -113,7 +114,7 @@ class ControlObjective(nn.Module):
     @torch.no_grad()
     def pairs(self, hr: Tensor, seeds: Tensor) -> Pairs:
         """Degrade and encode HR pictures [B, 3, H, W] in [0, 1]."""
-        with torch.autocast(hr.device.type, enabled=False):
+        with without_autocast(hr.device):
             return make_pairs(hr, seeds, self.config.pairs, self.autoencoder)
 
     def texts(self, captions: list[str], drop: Tensor) -> TrainingText:

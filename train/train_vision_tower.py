@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eam_core.device import without_autocast
 from eam_core.vision import CLIP_MEAN, CLIP_STD, load_tower, to_pixels, transformers_class
 from train.config import LoopConfig
 from train.data import Batch, DataConfig
@@ -94,7 +95,7 @@ class VisionTowerObjective(nn.Module):
     @torch.no_grad()
     def pixels(self, hr: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """Degrade photos, uint8 [B, 3, S, S], each by its own seed; return HR and LR as the towers take them."""
-        with torch.autocast(hr.device.type, enabled=False):
+        with without_autocast(hr.device):
             images = hr.float() / 255
             lr = degrade_each(images, seeds, self.pairs)
             return to_pixels(images, self.image_size), to_pixels(lr, self.image_size)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..device import usual_dtype
 from .chat_layout import ChatLayout, Laid
 from .messages import CaptionError, Conversation, GenerateConfig, OnToken
 from .model_device import choose_device, usual_device
@@ -37,9 +38,9 @@ class LocalModel:
 
         Args:
             folder: of a transformers model in safetensors.
-            device: "auto" takes CUDA where there is one; else "cpu", "cuda", "cuda:N" or "mps". None leaves the
+            device: "auto" takes CUDA or MPS where there is one; else "cpu", "cuda", "cuda:N" or "mps". None leaves the
                 weights where the host moves `module`, and what free memory that device has to the host.
-            dtype: of the weights; bfloat16 on CUDA and float32 on the CPU by default.
+            dtype: of the weights; bfloat16 on GPUs and float32 on the CPU by default.
             batch_size: most conversations at once.
 
         Raises:
@@ -51,7 +52,7 @@ class LocalModel:
         self.config = model_config(self.folder)
         self.device = None if device is None else choose_device(device, self.folder.path.name)
         home = self.device or usual_device()
-        self.dtype = dtype or (torch.bfloat16 if home.type == "cuda" else torch.float32)
+        self.dtype = dtype or usual_dtype(home)
         self.batch_size = batch_size
         self._identity = ""
         self._workshop = Workshop()

@@ -2,12 +2,13 @@
 
 import torch
 
+from ..device import best_device
 from .messages import CaptionError
 
 
 def usual_device() -> torch.device:
-    """Return CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return CUDA or MPS where there is one, else the CPU."""
+    return torch.device(best_device())
 
 
 def choose_device(wanted: str | torch.device, name: str) -> torch.device:

@@ -11,7 +11,7 @@ def open_model(source: str, *, name: str = "", device: str = "auto", allow_remot
     Args:
         source: folder of a transformers model, or http(s) address of an OpenAI-compatible endpoint.
         name: which of the endpoint's models to ask; its first when empty. Unused for folders.
-        device: "cpu", "cuda" or "auto", for folders.
+        device: "cpu", "cuda", "mps" or "auto", for folders.
         allow_remote: let pictures go to an endpoint on another machine.
 
     Raises:
