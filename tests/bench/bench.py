@@ -24,6 +24,7 @@ SCRIPTS = (
     "tiling",
     "whole_restoration",
     "restore_gpu",
+    "comfy_memory",
     "memory",
     "masked_step",
     "degradation",

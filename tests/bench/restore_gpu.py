@@ -74,8 +74,6 @@ def main() -> None:
         [
             report.Row(row=6, name=f"seconds of {name}, H100", value=seconds, bar=0.6),
             report.Row(row=7, name="GB of GPU memory, sampling 4096 px, library, SD3 medium", value=memory, bar=16.0),
-            report.Row(row=7, name="GB of GPU memory, 4096 px in ComfyUI", value=None, bar=16.0),
-            report.Row(row=7, name="GB of GPU memory, 4096 px in ComfyUI, --lowvram", value=None, bar=8.0),
         ],
         options.rows,
     )
