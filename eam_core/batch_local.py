@@ -129,19 +129,21 @@ def worker_environments(num_workers: int, device: str, threads: int) -> list[dic
     ]
 
 
-def worker_threads(num_workers: int, device: str, elsewhere: bool) -> int:
+def worker_threads(num_workers: int, device: str) -> int:
     """Return a worker's share of this machine's cores.
 
     Args:
         num_workers: 0 takes the usual number: one per GPU, without GPUs one per two cores.
         device: see `worker_environments`.
-        elsewhere: whether workers run on machines whose cores are not known here; they take two.
     """
-    return min(2, _cores()) if elsewhere else max(1, _cores() // (num_workers or _usual_number(device)))
+    return max(1, _cores() // (num_workers or _usual_number(device)))
 
 
 def _usual_number(device: str) -> int:
-    return len(_gpus(device)) or (max(1, _cores() // 2) if device in ("auto", "cpu") else 1)
+    from .device import named_device
+
+    # Apple's machines have one GPU, which one worker fills.
+    return len(_gpus(device)) or (max(1, _cores() // 2) if named_device(device) == "cpu" else 1)
 
 
 def _cores() -> int:

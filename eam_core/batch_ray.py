@@ -16,21 +16,22 @@ class RayEngine:
 
     Args:
         plan: as `WorkerPlan.text` writes it.
-        num_workers: 0 takes one per GPU of the cluster, without GPUs one per share of cores.
-        threads: cores per worker where there are no GPUs.
+        num_workers: 0 takes one per GPU of the cluster, without GPUs one per two cores.
 
     Raises:
         EAMError: Ray is missing, or its cluster cannot be reached.
     """
 
-    def __init__(self, plan: str, num_workers: int, threads: int) -> None:
+    def __init__(self, plan: str, num_workers: int) -> None:
         self._ray = ray = _connect()
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        self.num_workers = num_workers or gpus or max(1, int(resources.get("CPU", 1)) // threads)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cores = [int(machine["CPU"]) for machine in machines if machine.get("CPU")] or [1]
+        gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+        self.num_workers = num_workers or gpus or max(1, sum(cores) // 2)
+        # A worker lies on one machine, and its share of the cores is also its number of threads.
+        share = 1 if gpus else max(1, min(min(cores), sum(cores) // self.num_workers))
         # More workers than GPUs share them.
-        share = min(1.0, gpus / self.num_workers) if gpus else 0
-        options = {"num_gpus": share, "num_cpus": 1 if gpus else threads, "max_restarts": 0, "max_task_retries": 0}
+        options = {"num_gpus": min(1.0, gpus / self.num_workers), "num_cpus": share, "max_restarts": 0}
         self._actor: Any = ray.remote(PictureWorker).options(**options)
         self._plan = plan
         self._actors: dict[int, Any] = {}

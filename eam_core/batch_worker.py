@@ -36,7 +36,7 @@ class WorkerPlan:
         output: path or URL of the results' folder.
         config: settings of each restoration.
         model: which one.
-        threads: of torch on the CPU.
+        threads: of torch on the CPU; 0 leaves that to the machine that it runs on.
     """
 
     input: str
@@ -101,7 +101,8 @@ class PictureWorker:
     def _load(self, message: Message) -> Message:
         import torch
 
-        torch.set_num_threads(self._plan.threads)
+        if self._plan.threads:
+            torch.set_num_threads(self._plan.threads)
         self._input, self._output = open_folder(self._plan.input), open_folder(self._plan.output)
         self._restorer, notes = self._plan.model.load(self._plan.config)
         return {"state": "ready", "worker": f"{socket.gethostname()}:{os.getpid()}", "notes": notes}

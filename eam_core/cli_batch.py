@@ -71,7 +71,7 @@ def batch_command(args: argparse.Namespace) -> int:
         if run.finished:
             _say(f"{len(run.finished)} of {len(sizes)} pictures were finished before")
         if run.num_left:
-            threads = worker_threads(args.num_workers, args.device, args.engine == "ray")
+            threads = 0 if args.engine == "ray" else worker_threads(args.num_workers, args.device)
             plan = WorkerPlan(input=source.url, output=output.url, config=config, model=model, threads=threads)
             run.run(
                 _engine(args, plan, run.num_left, (source, output)), lock, _Printer(output.url), lambda: stopped[0] > 0
@@ -108,7 +108,7 @@ def _engine(args: argparse.Namespace, plan: "WorkerPlan", num_left: int, folders
     if args.engine == "ray":
         from .batch_ray import RayEngine
 
-        return RayEngine(plan.text(), args.num_workers, plan.threads)
+        return RayEngine(plan.text(), args.num_workers)
     return LocalEngine(plan.text(), worker_environments(args.num_workers, args.device, plan.threads)[:num_left])
 
 
