@@ -121,23 +121,25 @@ def _whole_sentences(text: str) -> str:
 
 def _from_fields(fields: dict[str, Any], text: str) -> Caption:
     caption = fields.get("caption")
-    if not isinstance(caption, str) or not caption.strip():
+    caption = _printable(caption) if isinstance(caption, str) else ""  # JSON writes any character in plain ones
+    if not caption.strip():
         raise CaptionError(f"expected JSON with a caption, got {_shown(text)}; try another seed or another model")
     if _REFUSAL.match(caption):
         raise CaptionError(f"expected a caption, got a refusal ({_shown(caption)}); type a caption instead")
     given = fields.get("focal_areas")
     areas = tuple(area for each in (given if isinstance(given, list) else []) if (area := _area(each)))
     focused = fields.get("focused", bool(areas))
-    return Caption(" ".join(_printable(caption).split()), focused is True, areas if focused is True else ())
+    return Caption(" ".join(caption.split()), focused is True, areas if focused is True else ())
 
 
 def _area(given: Any) -> FocalArea | None:
     if isinstance(given, str):
         given = {"name": given}
     name = given.get("name") if isinstance(given, dict) else None
-    if not isinstance(name, str) or not name.strip():
+    name = " ".join(_printable(name).split()) if isinstance(name, str) else ""
+    if not name:
         return None
-    return FocalArea(" ".join(_printable(name).split()), _box(given.get("box")))
+    return FocalArea(name, _box(given.get("box")))
 
 
 def _box(given: Any) -> Fractions | None:

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import DiskError
+from ..errors import DiskError, check_text
 from ..tiling import Box, TileGrid
-from ..errors import check_text
 from .cache import CaptionCache, picture_hash
 from .caption import Caption, FocalArea, Fractions, Mode, read_answer
 from .messages import CaptionError, GenerateConfig, Generator, OnToken
