@@ -1,12 +1,14 @@
 """One restoration's denoiser: the network over tiles, under LR control and guidance, as samplers call it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .flow import denoised_from_velocity, timestep
+from .full_precision import in_float32
 from .guidance import (
     cfg,
     cfg_scale_at,
@@ -15,11 +17,13 @@ from .guidance import (
     percent_to_sigma,
     restoration_guidance,
 )
-from .model.control import LRMemory
+from .lr_memory import LRMemories, memory_bytes
 from .model.family import LRState
 from .model.psi_dit import PsiDiT
 from .restore_config import RestoreConfig
-from .tiling import Box, TileBatch, tiled
+from .tile_batch import TileBatch, meter_for
+from .tile_run import TileRun
+from .tiling import Box
 
 LR_MEMORY_BYTES = 2**30  # remembered LR keys and values of all tiles; tiles beyond are computed anew at each step
 
@@ -60,16 +64,16 @@ class TiledDenoiser:
         """
         self.model, self.lr_latents, self.config = model, lr_latents, config
         self.positive, self.negative = positive, negative
-        self.grid = config.latent_grid(*lr_latents.shape[-2:])
         self.dtype = next(model.parameters()).dtype
+        self.memories = LRMemories()
+        tile_batch = TileBatch(config.tile_batch, meter=meter_for(lr_latents.device), release=self.memories.forget)
+        precisely = None if self.dtype == torch.float32 else self._precisely
+        self.run = TileRun(config.latent_grid(*lr_latents.shape[-2:]), tile_batch, precisely)
         self.image_tokens = None if image_tokens is None else image_tokens.to(lr_latents.device, self.dtype)
         self.control_range = tuple(
             percent_to_sigma(percent, config.shift) for percent in (config.control_start, config.control_end)
         )
         self.on_progress, self.steps_done = on_progress, 0
-        self.tile_batch = TileBatch(config.tile_batch)
-        self.memories: dict[tuple[Box, ...], list[LRMemory]] = {}
-        self.memory_left = LR_MEMORY_BYTES
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Return the denoised of latents x [B, C, H, W] at a noise level."""
@@ -79,7 +83,7 @@ class TiledDenoiser:
         cfg_scale = cfg_scale_at(sigma, config.cfg_scale, end)
 
         def denoise_tiles(tiles: Tensor, lr_tiles: Tensor, boxes: list[Box]) -> Tensor:
-            lr = self._lr_state(lr_tiles.to(self.dtype), tuple(boxes)) if control_scale else None
+            lr = self._lr_state(lr_tiles.to(self.dtype), boxes) if control_scale else None
             velocity = self._velocity(tiles, sigma, self.positive, lr, control_scale)
             if self.negative is not None and needs_negative(cfg_scale):
                 velocity = cfg(velocity, self._velocity(tiles, sigma, self.negative, lr, control_scale), cfg_scale)
@@ -89,14 +93,10 @@ class TiledDenoiser:
             if self.on_progress:
                 self.on_progress(self.steps_done * total + done, config.steps * total)
 
-        denoised = tiled(
-            denoise_tiles,
-            x,
-            self.grid,
-            extras=(self.lr_latents,),
-            tile_batch=self.tile_batch,
-            on_tile=on_tile,
-        )
+        def where() -> str:
+            return f"step {self.steps_done + 1} (sigma {sigma:.3f})"
+
+        denoised = self.run(denoise_tiles, x, where, extras=(self.lr_latents,), on_tile=on_tile)
         self.steps_done += 1
         return restoration_guidance(denoised, self.lr_latents, sigma, config.fidelity, config.sigma_start)
 
@@ -105,24 +105,38 @@ class TiledDenoiser:
         args = (
             tiles.to(self.dtype),
             torch.full((num,), timestep(sigma), device=tiles.device),
-            text.context.expand(num, -1, -1),
-            text.pooled.expand(num, -1),
+            text.context.to(self.dtype).expand(num, -1, -1),
+            text.pooled.to(self.dtype).expand(num, -1),
         )
         prompt = {}
         if self.image_tokens is not None:
             # Tiles lie one after the other, each with all pictures of the batch.
-            prompt["image_tokens"] = self.image_tokens.repeat(num // len(self.image_tokens), 1, 1)
+            prompt["image_tokens"] = self.image_tokens.to(self.dtype).repeat(num // len(self.image_tokens), 1, 1)
         return self.model(*args, lr, control_scale=control_scale, **prompt).to(tiles)
 
-    def _lr_state(self, lr_tiles: Tensor, boxes: tuple[Box, ...]) -> LRState:
+    def _lr_state(self, lr_tiles: Tensor, boxes: list[Box]) -> LRState:
         """Return the LR tiles, or their keys and values where these are the same at every step."""
-        if not self.model.control.can_remember:
+        control = self.model.control
+        if not control.can_remember:
             return lr_tiles
-        if boxes in self.memories:
-            return self.memories[boxes]
-        memory = self.model.remember(lr_tiles)
-        size = sum(part.nbytes for block in memory for part in block)
-        if size <= self.memory_left:
-            self.memories[boxes] = memory
-            self.memory_left -= size
-        return memory
+        memory = self.memories.state(
+            lr_tiles,
+            boxes,
+            self.model.remember,
+            num_bytes=memory_bytes(control.params, lr_tiles),
+            limit=lambda: LR_MEMORY_BYTES,
+            key=self.dtype,
+            pays=lambda: self.negative is not None,
+        )
+        return lr_tiles if memory is None else memory
+
+    @contextmanager
+    def _precisely(self) -> Iterator[None]:
+        """Run the network in float32 for a while."""
+        dtype = self.dtype
+        try:
+            with in_float32(self.model):
+                self.dtype = torch.float32
+                yield
+        finally:
+            self.dtype = dtype

@@ -11,6 +11,7 @@ from .images import check_scale
 from .model.autoencoder import DOWNSCALE
 from .presets import EMBEDDED, Spec, fitting_overlap
 from .sampling import get_sampler
+from .tile_batch import check_tile_batch
 from .tiling import TileGrid
 
 
@@ -33,7 +34,7 @@ class RestoreConfig:
         control_start, control_end: where in the sampling the control is active, 0 is its start and 1 its end.
         tile: side of a tile in output pixels, a multiple of 16.
         overlap: least overlap of tiles in output pixels.
-        tile_batch: tiles per model call; more is faster on a GPU and takes more memory.
+        tile_batch: tiles per model call; more is faster on a GPU and takes more memory. 0: as many as fit, measured.
         encoder_noise: for models that start from the LR latents: share of the autoencoder's own spread that is drawn
             around its mean, in [0, 1].
         color_fix: name in `color.COLOR_FIXES`.
@@ -73,8 +74,7 @@ class RestoreConfig:
                 f"expected an overlap from 0 to {self.tile - 2 * DOWNSCALE}, got {got}; a quarter is usual"
             )
         self.latent_grid(1, 1)
-        if self.tile_batch < 1:
-            raise ValueError(f"expected a tile batch of at least 1, got {self.tile_batch}; use 1 to save memory")
+        check_tile_batch(self.tile_batch)
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"expected a seed in [0, 2^64), got {self.seed}; use e.g. 0")
         if not 0 <= self.fidelity <= 1:

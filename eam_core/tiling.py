@@ -9,10 +9,15 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from .out_of_memory import OutOfMemory, free_unused, is_out_of_memory
+from .tile_batch import TileBatch
+
 Box = tuple[int, int, int, int]
 """(top, left, height, width)"""
 
-_MIN_TILE = 8
+MIN_TILE = 8
+LEAST_TILE = 256
+"""Side that tiles are not halved below when memory runs out; smaller ones show too little of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +41,9 @@ class TileGrid:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise ValueError(f"expected a size of at least 1x1, got {self.height}x{self.width}; pass a picture")
-        if self.align < 1 or self.tile < _MIN_TILE or self.tile % self.align:
+        if self.align < 1 or self.tile < MIN_TILE or self.tile % self.align:
             raise ValueError(
-                f"expected a tile of at least {_MIN_TILE}, a multiple of {self.align}, got {self.tile}; use e.g. 64"
+                f"expected a tile of at least {MIN_TILE}, a multiple of {self.align}, got {self.tile}; use e.g. 64"
             )
         if not 0 <= self.overlap <= self.tile - self.align:
             raise ValueError(
@@ -88,6 +93,22 @@ class TileGrid:
         height, width, tile, overlap, align = (_scaled(length, Fraction(scale)) for length in sizes)
         return TileGrid(height=height, width=width, tile=tile, overlap=overlap, align=align)
 
+    def halved(self, least: int) -> "TileGrid | None":
+        """Return the same picture in tiles of half the side, with the overlap that suits them as in `presets`.
+
+        Args:
+            least: side that tiles do not fall below, a multiple of align.
+
+        Returns:
+            None where the tiles are as small as that already. A tile larger than the picture counts as the picture.
+        """
+        side = min(self.tile, -(-max(self.height, self.width) // self.align) * self.align)
+        tile = max(least, -(-side // (2 * self.align)) * self.align)
+        if tile >= side:
+            return None
+        overlap = min(self.overlap, max(tile // 4, self.overlap * tile // self.tile), tile - self.align)
+        return TileGrid(height=self.height, width=self.width, tile=tile, overlap=overlap, align=self.align)
+
     def _starts(self, side: int) -> list[int]:
         last = side - self.tile
         if last <= 0:
@@ -96,42 +117,6 @@ class TileGrid:
         num_gaps = math.ceil(last / stride)
         # Rounding up keeps every gap within the aligned stride, also the one before a last start that is not aligned.
         return [math.ceil(i * last / (num_gaps * self.align)) * self.align for i in range(num_gaps)] + [last]
-
-
-class TileBatch:
-    """How many tiles go through a network at once: halved for the rest of a run when memory runs out."""
-
-    def __init__(self, size: int):
-        """Start with `size` tiles, at least 1."""
-        if size < 1:
-            raise ValueError(f"expected tile_batch of at least 1, got {size}; use 1 to save memory")
-        self.size = size
-
-    def run(self, fn: Callable[[int], Tensor], num_left: int) -> tuple[Tensor, int]:
-        """Run as many of the tiles that are left as go at once; half as many where memory runs out, down to one.
-
-        Args:
-            fn: runs the next so many tiles.
-            num_left: how many are left.
-
-        Returns:
-            fn's result, and of how many tiles it is.
-
-        Raises:
-            torch.OutOfMemoryError: even one tile does not fit.
-        """
-        while True:
-            num = min(self.size, num_left)
-            try:
-                return fn(num), num
-            except torch.OutOfMemoryError:
-                if num == 1:
-                    raise
-            # Outside of the handler, which keeps the failed call's tensors alive.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.size = num // 2
-            warnings.warn(f"out of memory with {num} tiles at once; going on with {self.size}", stacklevel=3)
 
 
 def window(size: int, overlap: int) -> Tensor:
@@ -186,7 +171,7 @@ def tiled(
         x: [B, C, H, W], of the grid's size.
         grid: where the tiles lie in x.
         extras: tensors cut along with x, of its batch and size.
-        tile_batch: tiles per call, at least 1; halved where memory runs out, for the rest of what shares a TileBatch.
+        tile_batch: tiles per call, at least 1, or a TileBatch that several runs share, see there.
         scale: output size over input size.
         on_tile: called as (tiles done, tiles in all) after each call of fn; may raise to stop.
 
@@ -249,14 +234,26 @@ def tiled_map(
         on_tile: called as (tiles done, tiles in all) after each call of fn; may raise to stop.
 
     Returns:
-        [B, C_out, H*scale, W*scale].
+        [B, C_out, H*scale, W*scale], of tiles of half the side where memory runs out, which a warning tells.
 
     Raises:
         ValueError: a size is not a multiple of what the scale asks for.
+        OutOfMemory: even the smallest tile does not fit.
     """
-    align = Fraction(scale).denominator
-    grid = TileGrid(height=x.shape[-2], width=x.shape[-1], tile=tile, overlap=overlap, align=align)
-    return tiled(lambda tiles, _: fn(tiles), x, grid, tile_batch=tile_batch, scale=scale, on_tile=on_tile)
+    align, larger = Fraction(scale).denominator, int(max(scale, 1))
+    grid: TileGrid | None = TileGrid(height=x.shape[-2], width=x.shape[-1], tile=tile, overlap=overlap, align=align)
+    while True:
+        try:
+            return tiled(lambda tiles, _: fn(tiles), x, grid, tile_batch=tile_batch, scale=scale, on_tile=on_tile)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error)
+        free_unused()
+        tried, grid = f"tiles of {larger * grid.tile} pixels in the autoencoder", grid.halved(LEAST_TILE // larger)
+        if grid is None:
+            raise OutOfMemory(f"expected memory for {tried}, got: {said}; use a device with more, or a smaller dtype")
+        warnings.warn(f"out of memory with {tried}; going on with half the side", stacklevel=2)
 
 
 def _axis_weights(side: int, size: int, starts: list[int], overlap: int) -> Tensor:

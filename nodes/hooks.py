@@ -12,7 +12,6 @@ from typing import Any
 
 import comfy.ldm.modules.diffusionmodules.mmdit as host_mmdit
 import comfy.model_base
-import comfy.model_management
 import comfy.ops
 from comfy.conds import CONDRegular
 from comfy.model_patcher import ModelPatcher
@@ -21,6 +20,8 @@ from torch import Tensor
 from ..eam_core.guidance import control_scale_at
 from ..eam_core.model.family import ControlFamily
 from ..eam_core.model.mmdit import Guest, GuestChain, Host
+from .full_precision import computes_in
+from .lr_memory import cast_with_origin, remembered, spare_memory
 
 LR_COND = "eam_lr"
 IMAGE_COND = "eam_image"
@@ -71,8 +72,7 @@ class Hook(Shared):
         active = (base.model_sampling.percent_to_sigma(self.start), base.model_sampling.percent_to_sigma(self.end))
         scale = control_scale_at(float(sigma[0]), self.scale, *active)
         if given is not None and scale != 0:
-            dtype = base.manual_cast_dtype or base.get_dtype()
-            given = comfy.model_management.cast_to_device(given, x.device, dtype)
+            given = cast_with_origin(given, x, computes_in(base))
             options = {**options, self.key: self.run(base, x, given, scale, options)}
         return executor(x, sigma, c_concat, context, control, options, **conds)
 
@@ -102,7 +102,9 @@ class ControlHook(Hook):
                 f"expected latents of at most {limit} x {limit} in one piece, got {size[1]} x {size[0]}; "
                 "use EAM_TiledSampler with smaller tiles"
             )
-        return self.control.start(given, offer(network, size, given, options), control_scale=scale)
+        host = offer(network, size, given, options)
+        memory = remembered(self.control, given, host, self.key, lambda: spare_memory(base, x))
+        return self.control.start(given if memory is None else memory, host, control_scale=scale)
 
 
 class ImagePromptHook(Hook):

@@ -42,7 +42,7 @@ class Progress:
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
         self.bar = comfy.utils.ProgressBar(1)
         self.num_steps, self.step, self.num_tiles = 1, 0, 1
-        self.done_in_step, self.done_before = 0, 0
+        self.done_in_step, self.done_before, self.done_in_round = 0.0, 0.0, 0
         self.picture: Tensor = start[:1]
         self.pictures = Throttle(_PREVIEW_SHARE, _PREVIEW_SECONDS)
         self.texts = Throttle(1.0, _TEXT_SECONDS)
@@ -50,7 +50,8 @@ class Progress:
 
     def watching(self, predict: Predict, x: Tensor, grid: TileGrid, num_steps: int) -> Predict:
         """Return `predict` for one round over the tiles of x, with everything it does shown."""
-        self.num_tiles, self.num_steps = len(grid.boxes), num_steps
+        self.num_steps = num_steps
+        self._begin_round(len(grid.boxes))
         growing = GrowingPicture(grid, self.picture.to(x.device)) if self.previewer and self.num_tiles > 1 else None
         done = 0
 
@@ -60,6 +61,7 @@ class Progress:
             result = predict(tiles, boxes)
             done += len(boxes)
             self.done_in_step += len(boxes)
+            self.done_in_round = done % self.num_tiles
             if growing is not None:
                 growing.add(boxes, result)
                 if done == self.num_tiles:
@@ -85,6 +87,14 @@ class Progress:
         tiles = f"{self.num_tiles} tiles, " if self.num_tiles > 1 else ""
         steps = "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
         send_text(f"{tiles}{steps} in {as_time(self.time_left.passed())}")
+
+    def _begin_round(self, num_tiles: int) -> None:
+        """Forget what a round did that broke off; where tiles got smaller, count all in the new ones."""
+        ratio = num_tiles / self.num_tiles
+        self.done_in_step = (self.done_in_step - self.done_in_round) * ratio
+        self.done_before *= ratio
+        self.time_left.scale(ratio)
+        self.num_tiles, self.done_in_round = num_tiles, 0
 
     def _begin(self, done: int, boxes: list[Box], growing: "GrowingPicture | None") -> None:
         if self.texts.due():
@@ -168,9 +178,13 @@ class TimeLeft:
 
     def __init__(self) -> None:
         self.began = self.first_time = self.last_time = time.monotonic()
-        self.first_count = self.last_count = 0
+        self.first_count = self.last_count = 0.0
 
-    def note(self, count: int) -> None:
+    def scale(self, ratio: float) -> None:
+        """Count in tiles of another size: so many new ones take the place of one."""
+        self.first_count, self.last_count = self.first_count * ratio, self.last_count * ratio
+
+    def note(self, count: float) -> None:
         """Note that `count` tiles are finished since the beginning."""
         self.last_time, self.last_count = time.monotonic(), count
         if not self.first_count:

@@ -20,6 +20,7 @@ from ..eam_core.errors import CheckpointError
 from ..eam_core.tiling import Box
 from .conditioning import Conditioning
 from .embedded import NullTokenizer
+from .lr_memory import TileLR
 
 if TYPE_CHECKING:
     from ..eam_core.captioning.captioner import TileCaption
@@ -196,7 +197,8 @@ def _one_per_tile(entries: Sequence[Cond]) -> Cond:
     num_tiles, model_conds = len(entries), {}
     for name, first in entries[0]["model_conds"].items():
         values = [entry["model_conds"][name].cond for entry in entries]
-        if isinstance(first.cond, Tensor):
+        same = isinstance(first, TileLR) and all(first.same(entry["model_conds"][name]) for entry in entries)
+        if isinstance(first.cond, Tensor) and not same:
             parts = [value.chunk(num_tiles)[tile] for tile, value in enumerate(values)]
             first = first._copy_with(torch.cat(parts))
         model_conds[name] = first

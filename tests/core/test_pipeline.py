@@ -165,7 +165,7 @@ def test_lr_state_is_remembered_per_tile_while_it_fits(tiny, monkeypatch):
     assert len(calls) == num_tiles
     monkeypatch.setattr(denoiser_module, "LR_MEMORY_BYTES", 0)
     assert torch.equal(restorer.restore(photo(60, 100), config(steps=3)), expected)
-    assert len(calls) == num_tiles + 3 * num_tiles
+    assert len(calls) == num_tiles, "what is not kept pays for no step alone"
 
 
 def test_progress_counts_tiles_of_all_steps_and_may_stop_the_run(restorer):
@@ -208,7 +208,7 @@ def test_transparency_is_enlarged_apart_from_colour(restorer):
         ({"tile": 100}, "tile"),
         ({"overlap": 64}, "overlap"),
         ({"overlap": -8}, "overlap"),
-        ({"tile_batch": 0}, "tile batch"),
+        ({"tile_batch": -1}, "tile_batch"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"fidelity": 1.5}, "fidelity"),

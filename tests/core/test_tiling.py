@@ -274,7 +274,7 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="extras"):
         tiled(same, x, grid, extras=(picture(20, 20),))
     with pytest.raises(ValueError, match="tile_batch"):
-        tiled(same, x, grid, tile_batch=0)
+        tiled(same, x, grid, tile_batch=-1)
     with pytest.raises(ValueError, match="make fn return"):
         tiled(same, x, grid, scale=8)
     with pytest.raises(ValueError, match="multiples of 8"):

@@ -1,0 +1,168 @@
+"""The tiles of one sampling run: smaller ones where memory runs out, and float32 for those that give no numbers."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .errors import EAMError
+from .model.autoencoder import DOWNSCALE
+from .out_of_memory import OutOfMemory, free_unused, is_out_of_memory
+from .tile_batch import TileBatch
+from .tiling import LEAST_TILE, Box, TileGrid, tiled
+
+Predict = Callable[..., Tensor]
+"""Called as in `tiling.tiled`: (tiles, *extra tiles, boxes)."""
+
+Precisely = Callable[[], AbstractContextManager[None]]
+"""Within it, the network computes in float32."""
+
+
+class NumbersError(EAMError):
+    """A prediction holds values that are not finite, whatever it is computed in."""
+
+
+class TileRun:
+    """Predict whole latents tile by tile, one call per model call of a sampler; what fails once is not tried again.
+
+    Where memory runs out even for one tile, the call begins anew with tiles of half the side, which stay for the run.
+    Where a prediction holds NaN or infinite values, which costs one look per call, the call is made again with a look
+    at each tile, and such tiles are computed in float32; every later call then looks at each tile.
+    """
+
+    def __init__(self, grid: TileGrid, tile_batch: TileBatch, precisely: Precisely | None):
+        """Keep the settings.
+
+        Args:
+            grid: where the tiles lie in the latents.
+            tile_batch: how many of them run at once.
+            precisely: None where the network computes in float32 anyway, or cannot.
+        """
+        self.grid, self.tile_batch, self.precisely, self.tell = grid, tile_batch, precisely, tile_batch.tell
+        self.careful = self.told = False
+
+    def __call__(
+        self,
+        predict: Predict,
+        x: Tensor,
+        where: Callable[[], str],
+        *,
+        extras: tuple[Tensor, ...] = (),
+        watch: Callable[[Predict, TileGrid], Predict] | None = None,
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Predict once.
+
+        Args:
+            predict: for tiles.
+            x: noisy latents [B, C, H, W] of the grid's size.
+            where: says which step this is, for messages.
+            extras: cut along with x.
+            watch: wraps `predict` for one round over all tiles, of which there may be several.
+            on_tile: see `tiling.tiled`.
+
+        Raises:
+            OutOfMemory: even the smallest tile does not fit.
+            NumbersError: a tile's prediction is not finite in float32 either, or x is not.
+        """
+        while True:
+            try:
+                return self._finite(predict, x, where, extras, watch, on_tile)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = str(error)
+            free_unused()  # outside of the handler, which keeps the failed call's tensors
+            self._halve(said)
+
+    def _halve(self, said: str) -> None:
+        before = min(self.grid.tile, max(self.grid.height, self.grid.width)) * DOWNSCALE
+        smaller = self.grid.halved(LEAST_TILE // DOWNSCALE)
+        if smaller is None:
+            raise OutOfMemory(
+                f"expected memory for one tile of {before} pixels, got: {said}; close other programs, load the model "
+                "in a smaller dtype, or use a device with more memory"
+            )
+        self.grid = smaller
+        tile, overlap = smaller.tile * DOWNSCALE, smaller.overlap * DOWNSCALE
+        self.tell(
+            f"out of memory with one tile of {before} pixels; going on with tile {tile} and overlap {overlap}, which "
+            "the next run may be given from the start"
+        )
+
+    def _finite(
+        self,
+        predict: Predict,
+        x: Tensor,
+        where: Callable[[], str],
+        extras: tuple[Tensor, ...],
+        watch: Callable[[Predict, TileGrid], Predict] | None,
+        on_tile: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        def round_of(predict: Predict) -> Tensor:
+            watched = watch(predict, self.grid) if watch else predict
+            return tiled(watched, x, self.grid, extras=extras, tile_batch=self.tile_batch, on_tile=on_tile)
+
+        if not self.careful:
+            result = round_of(predict)
+            if all_finite(result):
+                return result
+            if not all_finite(x):
+                raise NumbersError(
+                    f"expected finite latents at {where()}, got NaN or infinite values before the model ran; choose "
+                    "another sampler or scheduler, and look at the picture that came in"
+                )
+            self.careful = True
+        return round_of(self._checked(predict, where))
+
+    def _checked(self, predict: Predict, where: Callable[[], str]) -> Predict:
+        """Return `predict` with a look at every tile; one that is not finite is computed again, alone."""
+
+        def checked(*args: object) -> Tensor:
+            *stacks, boxes = args
+            result = predict(*args)
+            assert isinstance(boxes, list)
+            if all_finite(result):
+                return result
+            parts = list(result.chunk(len(boxes)))
+            for index, box in enumerate(boxes):
+                if not all_finite(parts[index]):
+                    one = (stack.chunk(len(boxes))[index] for stack in stacks if isinstance(stack, Tensor))
+                    parts[index] = self._again(partial(predict, *one, [box]), box, where).to(result)
+            return torch.cat(parts)
+
+        return checked
+
+    def _again(self, predict: Callable[[], Tensor], box: Box, where: Callable[[], str]) -> Tensor:
+        top, left, height, width = (side * DOWNSCALE for side in box)
+        tile = f"the tile of {width} x {height} pixels at {left}, {top} at {where()}"
+        result = self._in_float32(predict)
+        if result is not None and all_finite(result):
+            if not self.told:
+                self.tell(f"{tile} gave NaN or infinite values and was computed again in float32")
+            self.told = True
+            return result
+        also = ", in float32 too" if result is not None else ""
+        raise NumbersError(
+            f"expected finite values for {tile}, got NaN or infinite ones{also}; weights may be damaged or not belong "
+            "together: load them anew, without LoRA, in float32 or bfloat16"
+        )
+
+    def _in_float32(self, predict: Callable[[], Tensor]) -> Tensor | None:
+        """Return what the network says in float32; None where it computes in it anyway, or cannot."""
+        if self.precisely is None:
+            return None
+        try:
+            with self.precisely():
+                return predict()
+        except RuntimeError as error:  # such as layers that cannot be cast
+            if is_out_of_memory(error):
+                raise
+            return None
+
+
+def all_finite(values: Tensor) -> bool:
+    """Tell whether there is neither NaN nor infinity among values; waits for the device."""
+    return bool(values.isfinite().all())
