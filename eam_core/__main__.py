@@ -3,6 +3,8 @@
 import sys
 
 from .cli import main
+from .console import show_any_text
 
 if __name__ == "__main__":
+    show_any_text()
     sys.exit(main())

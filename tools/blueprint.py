@@ -140,7 +140,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         blueprint = stable(make(server, chromium))
     TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(json.dumps(blueprint, indent=2) + "\n")
+    TARGET.write_text(json.dumps(blueprint, indent=2) + "\n", encoding="utf-8")
     print(TARGET)
 
 

@@ -220,7 +220,7 @@ class ComfyServer:
         return answer
 
     def _log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def _log_tail(self, lines: int = 20) -> str:
         return "\n".join(self._log().splitlines()[-lines:])

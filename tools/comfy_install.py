@@ -65,15 +65,16 @@ def install_packages(root: Path) -> None:
     """
     packages = [*ALSO_NEEDED, *_required_by(root)]
     stamp = Path(sys.prefix) / ".comfyui-packages"
-    wanted = "\n".join([*packages, CONSTRAINTS.read_text()])
-    if stamp.is_file() and stamp.read_text() == wanted:
+    wanted = "\n".join([*packages, CONSTRAINTS.read_text(encoding="utf-8")])
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
     _pip("install", "-c", str(CONSTRAINTS), *packages)
-    stamp.write_text(wanted)
+    stamp.write_text(wanted, encoding="utf-8")
 
 
 def _required_by(root: Path) -> list[str]:
-    lines = [line.split("#")[0].strip() for line in (root / "requirements.txt").read_text().splitlines()]
+    text = (root / "requirements.txt").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
     return [line for line in lines if line and re.split(r"[^\w-]", line)[0].lower() not in NOT_NEEDED]
 
 

@@ -150,11 +150,12 @@ def _model_row(given: Given, scores: dict[str, list[float]], metrics: Sequence[s
 
 
 def _mean_scores(run: Run) -> dict[str, float]:
-    return {name: sum(values) / len(values) for name, values in json.loads(run.scores.read_text()).items()}
+    scores = json.loads(run.scores.read_text(encoding="utf-8"))
+    return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
 def _summary(run: Run) -> dict:
-    return json.loads((run.folder / "summary.json").read_text())
+    return json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def _heading(metric: str) -> str:
@@ -203,7 +204,7 @@ def _plot(table: Table, runs: Sequence[Run], path: Path) -> None:
 
 def _curve(run: Run) -> dict[int, float]:
     """Read the validation PSNR over steps, averaged over the degradations."""
-    entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = {}
     for entry in entries:
         values = [value for name, value in entry.items() if name.startswith("validation/psnr")]

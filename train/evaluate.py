@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eam_core.console import show_any_text
 from eam_core.errors import EAMError
 from train.evaluation.metrics import find_metric, load_metrics
 from train.evaluation.models import SYNTAX, Model
@@ -174,4 +175,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    show_any_text()
     sys.exit(main())

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from eam_core.console import show_any_text
 from eam_core.errors import EAMError
 
 ConfigT = TypeVar("ConfigT")
@@ -58,6 +59,7 @@ def parse_config(
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main; a mistake in a file or setting becomes one sentence and exit status 2."""
+    show_any_text()
     try:
         main()
     except EAMError as error:

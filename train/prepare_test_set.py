@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from eam_core.console import show_any_text
 from eam_core.degradation import MAX_SCALE, PRESETS, degrade
 from eam_core.errors import EAMError
 from eam_core.images import check_size, save_image
@@ -183,4 +184,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    show_any_text()
     sys.exit(main())

@@ -57,7 +57,7 @@ class RunFolder:
         config = json.loads(json.dumps(config))  # tuples become lists, as they will be read
         if file.exists():
             try:
-                before = json.loads(file.read_text())
+                before = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise EAMError(f"expected the settings of a run in {file}, but it is damaged ({error})") from error
             now, then = _flat(config), _flat(before)
@@ -99,7 +99,7 @@ class RunFolder:
         for note in reversed(notes):
             weights = note.with_suffix(".safetensors")
             try:
-                entry = json.loads(note.read_text())
+                entry = json.loads(note.read_text(encoding="utf-8"))
                 if entry["blake2b"] != _digest(weights):
                     raise CheckpointError(f"{weights.name} is not what was written")
                 return Checkpoint(entry["step"], read_weights(weights))
@@ -114,7 +114,7 @@ class RunFolder:
 
     def append_log(self, entry: Mapping[str, Any]) -> None:
         """Add one line to the log."""
-        with (self.path / "log.jsonl").open("a") as file:
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def cut_log(self, step: int) -> None:
@@ -122,7 +122,7 @@ class RunFolder:
         file = self.path / "log.jsonl"
         if file.exists():
             kept = []
-            for line in file.read_text().splitlines():
+            for line in file.read_text(encoding="utf-8").splitlines():
                 try:
                     kept += [line] if json.loads(line)["step"] <= step else []
                 except (ValueError, KeyError):

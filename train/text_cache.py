@@ -48,11 +48,11 @@ class TextCache:
             note.parent.mkdir(parents=True, exist_ok=True)
             if not note.exists():
                 part = note.with_suffix(".part")
-                part.write_text(json.dumps({"encoders": encoders}) + "\n")
+                part.write_text(json.dumps({"encoders": encoders}) + "\n", encoding="utf-8")
                 part.replace(note)
             for leftover in note.parent.glob(".*.part"):  # of a killed run
                 leftover.unlink()
-            known = note.read_text()
+            known = note.read_text(encoding="utf-8")
         except OSError as error:
             raise DiskError(f"could not write {note} ({error}); choose another --cache folder") from error
         try:

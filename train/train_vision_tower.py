@@ -159,8 +159,8 @@ def save_tower(
         "image_std": CLIP_STD,
         "do_convert_rgb": True,
     }
-    (part / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    (part / "training.json").write_text(json.dumps(dict(training or {}), indent=2) + "\n")
+    (part / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+    (part / "training.json").write_text(json.dumps(dict(training or {}), indent=2) + "\n", encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
     files = sorted(part.iterdir())
     for file in files:

@@ -88,7 +88,7 @@ def score_pictures(
     _write(store, header, old.values())
     load = lru_cache(maxsize=4)(lambda path: load_image(path).rgb)
     todo = [task for task in tasks if any(not rows[task].get(column) for column in columns)]
-    with open(store, "a", newline="") as file:
+    with open(store, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
         for method, image in tqdm(todo, desc="scoring", unit="picture", disable=None):
             row = rows[method, image]

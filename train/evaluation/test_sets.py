@@ -129,7 +129,7 @@ def _photo_items(cache: Path, scale: int) -> Iterator[Item]:
     number = 0
     for source in PHOTO_SOURCES:
         folder = fetch(source, cache)
-        package = (folder / "FETCHED").read_text()
+        package = (folder / "FETCHED").read_text(encoding="utf-8")
         for path, licence, photo in photos(source, folder):
             # The photo's own name decides, so that another photo more or less changes no crop of this one.
             crops = detailed_crops(photo, scales=SCALES, min_detail=MIN_DETAIL)
