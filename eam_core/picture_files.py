@@ -165,7 +165,7 @@ def upright(image: Image.Image) -> Image.Image:
                 return ImageOps.exif_transpose(image)
         except Exception:  # readers of damaged directories raise whatever they trip over
             return image
-    turn = _TURNS.get(_orientation(image.info))
+    turn = _TURNS.get(orientation(image.info))
     return image if turn is None else image.transpose(turn)
 
 
@@ -200,7 +200,7 @@ def _not_plain(path: Path, mode: int) -> str:
     return f"{path}: expected a plain file, got a pipe, a socket or a device; copy the picture into a file."
 
 
-def _orientation(info: dict[Any, Any]) -> int:
+def orientation(info: dict[Any, Any]) -> int:
     """Return EXIF's orientation, 1 to 8, from where Pillow leaves metadata; 1 where it is missing or damaged.
 
     Pillow would read all of the directory, and make much of one whose entries share their bytes.

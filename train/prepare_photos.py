@@ -24,6 +24,7 @@ from PIL import Image
 
 from eam_core.console import show_any_text
 from eam_core.errors import EAMError
+from eam_core.picture_files import FORMATS
 
 CROP = 512
 MIN_DETAIL = 4.0  # mean |Laplacian| in grey levels; below it a crop is soft and teaches nothing
@@ -197,7 +198,7 @@ def photos(source: Source, folder: Path) -> Iterator[tuple[str, str, Image.Image
         data = (folder / path).read_bytes()
         container = path.endswith((".edj", ".rcc"))
         for index, encoded in enumerate(embedded_images(data) if container else [data]):
-            with Image.open(io.BytesIO(encoded)) as image:
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
                 yield f"{path}#{index}" if container else path, licence, image.convert("RGB")
 
 

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from eam_core.errors import ImageError
 from eam_core.images import check_size
+from eam_core.picture_files import FORMATS, check_cost, upright
 from train.data.samples import Blob
 
 _HEADER_BYTES = 2**18
-# Only formats that Pillow decodes in process: EPS, for one, would start an interpreter.
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 
 def decode(data: bytes, name: str, background: int | None = None) -> np.ndarray:
@@ -31,18 +30,21 @@ def decode(data: bytes, name: str, background: int | None = None) -> np.ndarray:
     Raises:
         ImageError: not a picture, damaged, too small or too large.
     """
-    with _opened(io.BytesIO(data), name) as image:
+    file = io.BytesIO(data)
+    with _opened(file, name) as image:
         check_size(image.height, image.width, name=name)
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            grey = (np.asarray(upright).astype(np.float32) / 257).clip(0, 255).round().astype(np.uint8)
+        check_cost(image, file, name)
+        image.load()
+        turned = upright(image)
+        if turned.mode.startswith("I"):
+            grey = (np.asarray(turned).astype(np.float32) / 257).clip(0, 255).round().astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
-        if "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        if background is not None and upright.mode in ("RGBA", "LA", "PA"):
-            paper = Image.new("RGBA", upright.size, (background, background, background, 255))
-            upright = Image.alpha_composite(paper, upright.convert("RGBA"))
-        return np.array(upright.convert("RGB"))
+        if "transparency" in turned.info:
+            turned = turned.convert("RGBA")
+        if background is not None and turned.mode in ("RGBA", "LA", "PA"):
+            paper = Image.new("RGBA", turned.size, (background, background, background, 255))
+            turned = Image.alpha_composite(paper, turned.convert("RGBA"))
+        return np.array(turned.convert("RGB"))
 
 
 def measure(blob: Blob, name: str) -> tuple[int, int]:
@@ -69,7 +71,7 @@ def _opened(file: io.BytesIO, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about odd metadata and sizes that check_size judges
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 yield image
     except ImageError:
         raise

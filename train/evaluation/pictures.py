@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from eam_core.errors import ImageError
 from eam_core.images import list_images
+from eam_core.picture_files import open_picture, orientation
 
 # EXIF orientations that swap width and height.
 _TURNED = (5, 6, 7, 8)
@@ -97,12 +96,9 @@ def _same_names(folder: Path, found: dict[str, Path], other: Path, expected: dic
 
 
 def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(0x0112) in _TURNED else (width, height)
-    except Exception as error:  # decoders of damaged files raise whatever they trip over
-        raise ImageError(f"{path}: expected a picture, got a damaged file or something else.") from error
+    with open_picture(path) as (image, _):
+        width, height = image.size
+        return (height, width) if orientation(image.info) in _TURNED else (width, height)
 
 
 def _check_sizes(pictures: Pictures, image: str, square: int | None) -> None:
