@@ -1,5 +1,6 @@
 """Open what EAM_LoadCaptioner names: a folder below ComfyUI's models, an endpoint, or a CLIP that writes text."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,8 @@ def model_folder(source: str) -> Path:
     """
     given = Path(source.replace("\\", "/"))
     candidates = [] if ".." in given.parts or not given.parts else list(_candidates(given))
-    found = next((path for path in candidates if path.is_dir()), None)
+    # Not Path.is_dir, which passes on that a name is too long.
+    found = next((path for path in candidates if os.path.isdir(path)), None)
     if found is None:
         looked = " or ".join(dict.fromkeys(map(str, candidates)))
         todo = f"put the model at {looked}" if looked else "folders elsewhere cannot be named"

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ..eam_core.errors import printable
 from ..eam_core.folder_batch import BatchSettings
 from ..eam_core.folder_names import Saver
 from ..eam_core.folder_places import ALLOWED_VARIABLE, Root, allowed_folders, resolve_folder
@@ -111,7 +112,7 @@ def _without_run(prompt: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def saved_text(item: Any, key: str, saved: list[str], left_out: list[str]) -> str:
     """Say what a saver did: how far the folder is, the file's name, and what is missing in it."""
-    text = f"{item.batch.progress()}: {item.work.targets[key]}"
+    text = f"{item.batch.progress()}: {printable(item.work.targets[key])}"
     if not saved:
         return f"{text} was there already"
     return f"{text}, without its {' and '.join(left_out)}: a JPEG holds 64 KB of metadata" if left_out else text

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_execution.graph import ExecutionBlocker
 
-from ..eam_core.errors import FolderError, ImageError
+from ..eam_core.errors import FolderError, ImageError, printable
 from ..eam_core.folder_batch import Batch, BatchSettings, Work
 from ..eam_core.folder_names import Format, Saver
 from ..eam_core.folder_places import check_suffix
@@ -153,7 +153,7 @@ class FolderRuns:
             try:
                 picture = batch.load(work)
                 hint = "; queue again for the next one" if go_on and not current.next_prompt else ""
-                text = f"{work.name} begun; {batch.progress()} finished{hint}."
+                text = f"{printable(work.name)} begun; {batch.progress()} finished{hint}."
                 return Step(text=text, picture=picture, item=FolderItem(batch=batch, work=work))
             except ImageError as error:
                 batch.fail(work, str(error))

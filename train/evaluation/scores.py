@@ -27,6 +27,7 @@ from train.evaluation.pictures import Pictures
 from train.run_folder import write_text
 
 _KEYS = ("method", "image", "inputs")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # what spreadsheets begin formulas with, and what hides that
 Row = dict[str, str]
 
 
@@ -93,7 +94,7 @@ def score_pictures(
         for method, image in tqdm(todo, desc="scoring", unit="picture", disable=None):
             row = rows[method, image]
             _complete(row, [metric for metric in metrics if not row.get(metric.column)], pictures, load, square)
-            writer.writerow(row)
+            writer.writerow(_guarded(row))
             file.flush()
     _write(store, header, rows.values())
     values = [[[_number(rows[m, i].get(c)) for c in columns] for i in pictures.images] for m in pictures.sr]
@@ -161,8 +162,18 @@ def _read(store: Path) -> tuple[list[str], dict[tuple[str, str], Row]]:
     rows = {}
     for line in lines:
         if len(line) == len(header) and all(_is_number(text) for text in line[len(_KEYS) :]):
-            rows[line[0], line[1]] = dict(zip(header, line))
+            method, image = (_unguarded(text) for text in line[:2])
+            rows[method, image] = dict(zip(header, [method, image, *line[2:]]))
     return header[len(_KEYS) :], rows
+
+
+def _guarded(row: Row) -> Row:
+    """Keep spreadsheets from taking a name for a formula."""
+    return {key: f"'{text}" if key in _KEYS[:2] and text.startswith(_FORMULA) else text for key, text in row.items()}
+
+
+def _unguarded(text: str) -> str:
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text
 
 
 def _is_number(text: str) -> bool:
@@ -177,5 +188,5 @@ def _write(store: Path, header: Sequence[str], rows) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(_guarded, rows))
     write_text(store, text.getvalue())
