@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from .cli_batch import add_batch_command
 from .cli_caption import add_caption_command
 from .cli_convert import add_convert_command
 from .cli_options import add_restore_options, load_restorer, restore_config
-from .errors import DiskError, EAMError, ImageError, printable
+from .errors import EAMError, ImageError, printable
 
 if TYPE_CHECKING:
     from .images import Picture
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "become .png",
     )
     add_restore_options(upscale)
+    add_batch_command(commands)
     add_caption_command(commands)
     add_convert_command(commands)
     return parser
@@ -73,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except EAMError as error:
             _say(f"error: {error}")
             return EXIT_BAD_INPUT
+        except OSError as error:  # a drive that is gone shows itself wherever it is looked at
+            got = f"got {error.strerror or error} at {error.filename or 'a file'}"
+            _say(f"error: expected files that can be read and written, {got}; check its drive")
+            return EXIT_BAD_INPUT
         except KeyboardInterrupt:
             _say("stopped")
             return EXIT_INTERRUPTED
@@ -80,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def upscale_command(args: argparse.Namespace) -> int:
     """Restore what the arguments name; refuse what cannot work before any weights are read."""
-    from .jobs import check_job, pair_files
+    from .jobs import check_job, make_folder, pair_files
 
     jobs = pair_files(args.input, args.output)
     config = restore_config(args)
@@ -88,31 +94,40 @@ def upscale_command(args: argparse.Namespace) -> int:
         return _upscale_folder(args, jobs, config)
     source, target = jobs[0]
     picture = check_job(source, target, config.scale)
-    _upscale_one(load_restorer(args, config), picture, target, config)
+    restorer = load_restorer(args, config)
+    make_folder(target.parent)
+    _upscale_one(restorer, picture, target, config)
     return 0
 
 
 def _upscale_folder(args: argparse.Namespace, jobs: list[tuple[Path, Path]], config: "RestoreConfig") -> int:
-    """Restore one file after the other; list those that cannot be and go on."""
-    from .jobs import check_job
+    """Restore one file after the other; list those that cannot be and go on, unless no other can be either."""
+    from .jobs import check_job, is_lasting_trouble, make_folder
 
     restorer: Restorer | None = None
     sources: dict[Path, Path] = {}
     failed = 0
-    for source, target in jobs:
+    for number, (source, target) in enumerate(jobs, start=1):
         try:
             if sources.setdefault(target, source) != source:
                 raise ImageError(f"{source}: expected a name of its own, but {sources[target]} gives {target} as well")
             picture = check_job(source, target, config.scale)
         except EAMError as error:
             failed += _list_failure(error)
+            if is_lasting_trouble(error, source.parent, target.parent):
+                failed += _list_left_out(len(jobs) - number)
+                break
             continue
-        # Outside of any try: what is wrong with the model is wrong for every file.
-        restorer = restorer or load_restorer(args, config)
+        if restorer is None:  # outside of any try: what is wrong with the model is wrong for every file
+            restorer = load_restorer(args, config)
+            make_folder(target.parent)
         try:
             _upscale_one(restorer, picture, target, config)
         except EAMError as error:
             failed += _list_failure(error)
+            if is_lasting_trouble(error, source.parent, target.parent):
+                failed += _list_left_out(len(jobs) - number)
+                break
     if failed:
         _say(f"error: {failed} of {len(jobs)} pictures were not restored, see above")
     return EXIT_SOME_FAILED if failed else 0
@@ -133,10 +148,6 @@ def _upscale_one(restorer: "Restorer", picture: "Picture", target: Path, config:
             bar.update(done - bar.n)
 
         result = restore_job(restorer, picture, target.name, config, on_progress)
-    try:
-        target.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{target.parent}: could not make the folder ({error.strerror}); choose another one") from error
     save_image(result, target)
     height, width = result.rgb.shape[-2:]
     print(f"{printable(target)}: {width} x {height} in {time.monotonic() - start:.1f} s", flush=True)
@@ -145,6 +156,12 @@ def _upscale_one(restorer: "Restorer", picture: "Picture", target: Path, config:
 def _list_failure(error: EAMError) -> int:
     _say(f"skipped: {error}")
     return 1
+
+
+def _list_left_out(count: int) -> int:
+    if count:
+        _say(f"stopped: the same holds for the other {count}, which are left out; mend it and run again")
+    return count
 
 
 def _say(text: str) -> None:

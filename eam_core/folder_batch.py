@@ -1,5 +1,6 @@
 """One pass over a folder of pictures, one picture at a time: what is left, what is finished and what failed."""
 
+import errno
 import os
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from .errors import DiskError, FolderError, ImageError
 from .folder_names import Saver, free_name, list_pictures, target_names
 from .folder_places import is_inside
 from .folder_report import REPORT_NAME, Report
-from .folder_results import Results, is_lasting
+from .folder_results import Results, is_gone, is_lasting
 from .images import Picture, load_image, save_image
 
 Outcome = Literal["success", "failed", "interrupted", "unknown"]
@@ -107,12 +108,13 @@ class Batch:
         """
         self.report.catch_up()
         while self.left:
-            self.results.check_owners([self.left[0]])
-            name = self.left.popleft()
+            name = self.left[0]
+            self.results.check_owners([name])
             if not self.settings.overwrite and self.results.complete(name):
-                self.finished.add(name)
+                self.finished.add(self.left.popleft())
                 continue
             self.report.add("begun", name)
+            self.left.popleft()  # only now: a report that cannot be written must not cost a picture
             targets = {saver.key: target for saver, target in zip(self.settings.savers, self.targets[name])}
             return Work(name=name, targets=targets, began=time.monotonic())
         return None
@@ -122,7 +124,23 @@ class Batch:
 
         Raises:
             ImageError: it vanished, cannot be read, or is a link that leads outside.
+            FolderError: the whole folder vanished; the pass stops.
         """
+        try:
+            return self._load(work)
+        except (ImageError, OSError) as error:
+            if is_gone(self.settings.folder):
+                self.stopped = (
+                    f"{self.settings.source}: expected the folder of pictures to stay, but it is gone or empty; bring "
+                    "its drive back and queue again"
+                )
+                raise FolderError(self.stopped) from error
+            if isinstance(error, ImageError):
+                raise
+            reason = error.strerror or str(error)
+            raise ImageError(f"{work.name}: expected a readable file, got {reason}; check its drive") from error
+
+    def _load(self, work: Work) -> Picture:
         path = self.settings.folder / work.name
         if not is_inside(Path(os.path.realpath(path)), (self.settings.folder, *self.settings.readable)):
             raise ImageError(
@@ -155,6 +173,11 @@ class Batch:
             raise ImageError(
                 f"{work.name}: expected at least one result, got an empty batch; check the nodes before EAM Save Folder"
             )
+        with self.report.held():
+            return self._save(work, key, pictures, options)
+
+    def _save(self, work: Work, key: str, pictures: list[Picture], options: dict[str, Any]) -> list[str]:
+        """Look what is there, write and note it; two programs on one folder do so in turn."""
         main = work.targets[key]
         self.report.catch_up()
         self.results.check_owners([work.name])
@@ -222,6 +245,9 @@ class Batch:
     def _write(self, work: Work, name: str, picture: Picture, options: dict[str, Any]) -> None:
         path = self.settings.output / name
         try:
+            # Made anew, it would lie on another drive than the one that is gone.
+            if not self.settings.output.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             path.parent.mkdir(parents=True, exist_ok=True)
             if not is_inside(Path(os.path.realpath(path.parent)), [self.settings.output]):
                 raise FolderError(f"{name}: expected a place in the output folder, got a link that leads outside")

@@ -1,12 +1,15 @@
 """The list of what became of each picture of a folder: lines of JSON, kept beside the results."""
 
+import errno
 import json
 import os
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from .errors import DiskError, FolderError
+from .file_lock import held
 
 REPORT_NAME = "eam_folder.jsonl"
 
@@ -32,17 +35,16 @@ class Report:
         self._done: set[str] = set()
         self._owners: dict[str, Owner] = {}
         self._read = 0
-        # A link would lead the lines elsewhere; a pipe would wait for a reader for ever.
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
-            raise FolderError(f"{REPORT_NAME}: expected a plain file in the output folder, got another kind; remove it")
         try:
+            # A link would lead the lines elsewhere; a pipe would wait for a reader for ever.
+            if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+                raise FolderError(
+                    f"{REPORT_NAME}: expected a plain file in the output folder, got another kind; remove it"
+                )
             output.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    # A server that was killed may have left half a line.
-                    if file.read(1) != b"\n":
-                        file.write(b"\n")
+                if _ends_within_a_line(file):
+                    file.write(b"\n")
         except OSError as error:
             raise DiskError(
                 f"{output.name}: expected an output folder that can be written ({error.strerror}); make it writable or "
@@ -62,14 +64,23 @@ class Report:
         """
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": now, "folder": self.source, "state": state, **({"name": name} if name else {}), **fields}
+        data = json.dumps(line).encode("ascii") + b"\n"
         try:
-            with self.path.open("a", encoding="ascii") as file:
-                file.write(json.dumps(line) + "\n")
+            # In one piece, so that two programs' lines never mix.
+            with self.path.open("ab+", buffering=0) as file:
+                if _ends_within_a_line(file):
+                    data = b"\n" + data
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise DiskError(
                 f"{REPORT_NAME}: expected to add a line to the report, could not ({error.strerror}); free some space "
                 "or choose another output folder"
             ) from error
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep others from adding results to the folder for a moment, so that none takes a name twice."""
+        return held(self.path)
 
     def done(self) -> set[str]:
         """Return the pictures of this source that were done, as of the last `catch_up`."""
@@ -116,6 +127,14 @@ class Report:
             self._done.add(name)
         if isinstance(files, list):
             self._owners.update((str(file).casefold(), (source, name)) for file in files)
+
+
+def _ends_within_a_line(file: Any) -> bool:
+    """Tell whether a killed program or a full disk left half a line."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def source_name(text: str) -> str:

@@ -11,8 +11,6 @@ from .folder_report import Report, source_name
 
 # Nothing that follows could be saved either.
 _LASTING = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-# One file that is locked or read-only, unless the whole folder is.
-_DENIED = (errno.EACCES, errno.EPERM)
 
 
 class Results:
@@ -87,7 +85,17 @@ def is_lasting(error: BaseException | None, folder: Path) -> bool:
     """Tell whether what kept a file from being written keeps all others from it too."""
     if not isinstance(error, OSError):
         return False
-    return error.errno in _LASTING or (error.errno in _DENIED and not can_write(folder))
+    # One file may be locked, or its place on the disk bad; a drive or a permission that is gone holds for all.
+    return error.errno in _LASTING or not can_write(folder)
+
+
+def is_gone(folder: Path) -> bool:
+    """Tell whether a folder vanished, or all that was in it, as when a drive is taken off its place."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 def can_write(folder: Path) -> bool:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DiskError, EAMError, ImageError
+from .folder_names import Saver, target_names
+from .folder_results import is_gone, is_lasting
 from .images import OUTPUT_SUFFIXES, Picture, check_output_path, check_size, list_images, load_image
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ def pair_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
     Args:
         source: a file, or a folder whose pictures are taken in natural order.
-        target: a file to write, or a folder; names are kept, formats that cannot be written become PNG.
+        target: a file to write, or a folder; names are kept as `target_names`
+            says, formats that cannot be written become PNG.
 
     Raises:
         ImageError: there is nothing to read, or a result would replace its input.
@@ -40,7 +43,9 @@ def pair_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if target.is_dir() and target.samefile(source):
         raise ImageError(f"{target}: expected a folder other than the input's, where results would replace inputs")
     _check_folder(target)
-    return [(path, target / _writable_name(path)) for path in sources]
+    # a.bmp and a.png must not both become a.png, nor A.png and a.png one file on a disk that ignores case.
+    names = target_names([path.name for path in sources], [Saver(key="upscale")])
+    return [(path, target / names[path.name][0]) for path in sources]
 
 
 def _writable_name(source: Path) -> str:
@@ -71,13 +76,38 @@ def check_job(source: Path, target: Path, scale: float) -> Picture:
     return picture
 
 
-def check_room(picture: Picture, source: Path, target: Path, scale: float) -> None:
+def make_folder(folder: Path) -> None:
+    """Make the folder of the results, once: if it vanishes later, its drive did, and it must not be made elsewhere.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{folder}: could not make the folder ({error.strerror}); choose another one") from error
+
+
+def is_lasting_trouble(error: EAMError, source: Path, target: Path) -> bool:
+    """Tell whether what befell one picture befalls all that follow: a full or lost disk.
+
+    Args:
+        error: why the picture was not restored.
+        source: folder of the pictures.
+        target: folder of the results.
+    """
+    if isinstance(error, DiskError):
+        return is_lasting(error.__cause__, target)
+    return isinstance(error, ImageError) and is_gone(source)
+
+
+def check_room(picture: Picture, source: Path, target: Path | None, scale: float) -> None:
     """Refuse a picture whose result would be too large for the rules or for the disk.
 
     Args:
         picture: what was read.
         source: its file, for messages.
-        target: file its result will be written to.
+        target: file its result will be written to; None where free space is no question, as in a store.
         scale: enlargement.
 
     Raises:
@@ -86,11 +116,18 @@ def check_room(picture: Picture, source: Path, target: Path, scale: float) -> No
     """
     height, width = picture.rgb.shape[-2:]
     check_size(height, width, scale, name=str(source))
+    if target is None:
+        return
     # Uncompressed size: what a picture of noise can come to.
     channels = 3 if picture.alpha is None else 4
     needed = round(height * scale) * round(width * scale) * channels
-    folder = target.parent if target.parent.exists() else target.parent.parent
-    free = shutil.disk_usage(folder).free
+    try:
+        folder = target.parent if target.parent.exists() else target.parent.parent
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise DiskError(
+            f"{target}: expected a folder on a disk that answers ({error.strerror}); check it or choose another one"
+        ) from error
     if free < needed:
         raise DiskError(
             f"{target}: expected {_megabytes(needed)} of free disk for the result, got {_megabytes(free)}; "

@@ -16,21 +16,31 @@ def write_whole(path: Path, data: bytes | memoryview, mark: str = "") -> None:
         mark: goes into the name that the file has until it is whole, so that what a killed process left can be told.
 
     Raises:
-        DiskError: the file could not be written; nothing of it is left.
+        DiskError: the file could not be written; nothing of it is left, unless its drive is gone.
     """
     # Dotted, so that no listing shows it; not the target's name, which may be as long as names can be.
     part = path.with_name(f".{mark}{secrets.token_hex(8)}.part")
     try:
-        try:
-            with open(part, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
     except OSError as error:
+        left = "left nothing behind" if _remove(part) else f"cannot remove {part.name}"
         raise DiskError(
-            f"{path}: expected to write {len(data)} bytes, could not ({error.strerror or error}) and left nothing "
-            "behind; free some space or choose another folder."
+            f"{path}: expected to write {len(data)} bytes, could not ({error.strerror or error}) and {left}; "
+            "free some space or choose another folder."
         ) from error
+    except BaseException:  # an interrupt
+        _remove(part)
+        raise
+
+
+def _remove(part: Path) -> bool:
+    """Remove what is there of a file; False where even that fails, as on a drive that is gone."""
+    try:
+        part.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True

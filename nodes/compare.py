@@ -64,10 +64,26 @@ class Compare(io.ComfyNode):
         pairs = [{**pair, "labels": names} for pair in measure_pairs(*sides)]
         run = secrets.token_hex(4)  # so that a saved workflow never finds pictures of another run under its names
         saved = {
-            key: ui.ImageSaveHelper.save_images(images, f"eam_{key}_{run}", io.FolderType.temp, cls, compress_level=1)
-            for key, images in zip(("a_images", "b_images"), sides)
+            key: save_previews(images, f"eam_{key}_{run}", cls) for key, images in zip(("a_images", "b_images"), sides)
         }
         return io.NodeOutput(ui={**saved, "eam_compare": pairs})
+
+
+def save_previews(images: list[Tensor], prefix: str, node: type[io.ComfyNode]) -> list[Any]:
+    """Write images into ComfyUI's temp folder as core does.
+
+    Raises:
+        DiskError: the folder cannot be written or is full.
+    """
+    from ..eam_core.errors import DiskError
+
+    try:
+        return ui.ImageSaveHelper.save_images(images, prefix, io.FolderType.temp, node, compress_level=1)
+    except OSError as error:
+        raise DiskError(
+            f"expected to write previews into ComfyUI's temp folder, could not ({error.strerror or error}); free some "
+            "space or make it writable"
+        ) from error
 
 
 def measure_pairs(before: list[Tensor], after: list[Tensor]) -> list[dict[str, Any]]:

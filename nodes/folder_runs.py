@@ -135,8 +135,10 @@ class FolderRuns:
             if ended is None:
                 continue
             interrupted |= ended[0] == "interrupted"
-            for work in current.open.pop(earlier):
-                current.batch.settle(work, *ended)
+            works = current.open[earlier]
+            while works:  # one by one: if the report cannot be written, the others are not lost
+                current.batch.settle(works.pop(0), *ended)
+            del current.open[earlier]
         return interrupted
 
     def _take(self, current: _Pass, prompt_id: str, go_on: bool) -> Step:
@@ -156,8 +158,12 @@ class FolderRuns:
                 text = f"{printable(work.name)} begun; {batch.progress()} finished{hint}."
                 return Step(text=text, picture=picture, item=FolderItem(batch=batch, work=work))
             except ImageError as error:
-                batch.fail(work, str(error))
                 current.open[prompt_id].remove(work)
+                batch.fail(work, str(error))
+            except FolderError:  # it is gone as a whole: none of its pictures failed
+                current.open[prompt_id].remove(work)
+                batch.settle(work, "interrupted")
+                raise
             throw_exception_if_processing_interrupted()
             work = batch.pick()
         current.ended = True

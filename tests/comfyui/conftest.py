@@ -22,7 +22,8 @@ from graphs import Graph
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     folder = tmp_path_factory.mktemp("comfyui")
     (folder / "custom_nodes").mkdir()
-    shutil.copy(Path(__file__).with_name("probe_pack.py"), folder / "custom_nodes")
+    for pack in ("probe_pack.py", "soak_pack.py"):
+        shutil.copy(Path(__file__).with_name(pack), folder / "custom_nodes")
     with ComfyServer(folder) as running:
         yield running
 
