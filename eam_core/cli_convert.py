@@ -1,11 +1,9 @@
 """The command `convert-embedding`: turn TSD-SR's two pickled prompt embeddings into one safetensors file.
 
-The only place that opens a pickle, and only because the user named it: torch's loader is told to accept tensors and
-nothing that could run.
+No pickle is run for it: `saved_tensor` compares what stands in the files with what a tensor's looks like.
 """
 
 import argparse
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +21,8 @@ def add_convert_command(commands: Any) -> None:
         "convert-embedding",
         help="turn TSD-SR's prompt embeddings (.pt) into a safetensors file",
         description="Read the two tensors that TSD-SR's authors publish as pickles, and write them as one safetensors "
-        "file, which goes beside transformer.safetensors and vae.safetensors. Only tensors are taken from a pickle; "
-        "nothing in it is run.",
+        "file, which goes beside transformer.safetensors and vae.safetensors. Only a tensor is taken from each; "
+        "nothing in them is run.",
     )
     convert.set_defaults(run=convert_command)
     convert.add_argument("prompt", metavar="PROMPT.pt", type=Path, help="prompt_embeds.pt, tokens of 4096 channels")
@@ -54,22 +52,21 @@ def _read(path: Path, wanted: str, num_axes: int, channels: int) -> "Tensor":
     Raises:
         CheckpointError: it is missing, holds anything but a tensor, or one of another shape.
     """
-    import torch
+    from .saved_tensor import NotATensor, read_saved_tensor
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, about files that are refused anyway
-            value = torch.load(path, map_location="cpu", weights_only=True)
+        value = read_saved_tensor(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"expected a file at {path}, found none; check the name") from error
-    # torch's reader lets through whatever its parsing of a damaged file trips over.
-    except Exception as error:
+    except OSError as error:
+        raise CheckpointError(
+            f"expected a file that can be read, got {path} ({error.strerror}); check the name and its rights"
+        ) from error
+    except NotATensor as error:
         raise CheckpointError(
             f"expected one tensor as torch.save writes it, but {path} is damaged or holds something that is not a "
-            "tensor and was not run; get the file from the authors again"
+            f"tensor and was not run ({error}); get the file from the authors again"
         ) from error
-    if not isinstance(value, torch.Tensor):
-        raise CheckpointError(f"expected one tensor in {path.name}, got {type(value).__name__}; choose the right file")
     shape = list(value.shape)
     value = value[None] if value.ndim == num_axes - 1 else value
     fits = value.ndim == num_axes and len(value) == 1 and value.shape[-1] == channels and value.numel() > 0

@@ -56,9 +56,9 @@ def test_pickle_with_code_does_not_run(tmp_path, capsys, inside):
     [
         (torch.zeros(1, 3, 1024), r"\[1, tokens, 4096\] .* got torch.float32 \[1, 3, 1024\]"),
         (torch.zeros(2, 3, 4096), r"\[2, 3, 4096\]"),
-        (torch.zeros(1, 0, 4096), r"\[1, 0, 4096\]"),
+        (torch.zeros(1, 0, 4096), "its numbers are not all there"),
         (torch.zeros(1, 3, 4096, dtype=torch.int64), "tensor of floats"),
-        ({"prompt_embeds": torch.zeros(1)}, "got dict"),
+        ({"prompt_embeds": torch.zeros(1)}, "something that is not a tensor and was not run"),
         (None, "expected a file at"),
     ],
 )

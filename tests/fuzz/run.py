@@ -24,11 +24,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
-DRAWN = 0.2  # share of cases from Hypothesis
+DRAWN = 0.1  # share of cases from Hypothesis
 # Shares of all cases: what is parsed and decoded at most depth gets most.
 SHARES = {
     "checkpoint": 3,
     "header": 4,
+    "saved_tensor": 1,
     "shard_index": 1,
     "model_config": 1,
     "folder_list": 1,

@@ -74,6 +74,16 @@ def checkpoints() -> list[bytes]:
     return [file_of(header, bytes(14)), file_of(b"{}", b""), pickled.getvalue(), b"GGUF\x03\0\0\0" + bytes(32)]
 
 
+def saved_tensors() -> list[bytes]:
+    """Return files of torch.save: tensors, and something else."""
+    made = []
+    for value in (torch.zeros(1, 2048, dtype=torch.float16), torch.zeros(2048), {"a": torch.zeros(2)}):
+        data = io.BytesIO()
+        torch.save(value, data)
+        made.append(data.getvalue())
+    return made
+
+
 def indexes() -> list[bytes]:
     """Return lists of shards."""
     names = ("x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors")

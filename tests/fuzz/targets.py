@@ -24,6 +24,7 @@ from eam_core.captioning.chat import answering_model, first_model, read_completi
 from eam_core.captioning.exchange import Dropped
 from eam_core.captioning.model_folder import open_folder
 from eam_core.checkpoint import build_autoencoder, build_control, build_image_prompt, build_mmdit, with_settings
+from eam_core.cli_convert import _read as read_embedding
 from eam_core.companions import read_companions
 from eam_core.control_files import differing_base, read_control
 from eam_core.diffusers_keys import read_transformer
@@ -108,6 +109,12 @@ def _load(path: Path) -> None:
             attempt(lambda: read_companions(path, control.tensors, made[-1].params))
     if refused and not any(module is not None for module in made):
         raise refused[-1]
+
+
+def saved_tensor(data: bytes, folder: Path) -> None:
+    """Read what `convert-embedding` is given."""
+    (folder / "x.pt").write_bytes(data)
+    read_embedding(folder / "x.pt", "[1, 2048]", 2, 2048)
 
 
 def shard_index(data: bytes, folder: Path) -> None:
@@ -258,6 +265,7 @@ TARGETS = {
     for target in (
         Target(name="checkpoint", run=checkpoint, good=samples.checkpoints, cases=strategies.broken_bytes),
         Target(name="header", run=header, good=samples.headers, cases=strategies.broken_json),
+        Target(name="saved_tensor", run=saved_tensor, good=samples.saved_tensors, cases=strategies.broken_bytes),
         Target(name="shard_index", run=shard_index, good=samples.indexes, cases=strategies.broken_json),
         Target(name="model_config", run=model_config, good=samples.configs, cases=strategies.broken_json),
         Target(

@@ -20,6 +20,7 @@ SLOW = {"folder_list": 60}  # files are written, and put on the disk
 # How many of a target's good inputs are whole ones; the others are good starts for bad ones.
 GOOD = {
     "checkpoint": 0,
+    "saved_tensor": 2,
     "shard_index": 1,
     "model_config": 2,
     "batch_list": 1,
