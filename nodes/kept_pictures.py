@@ -23,6 +23,9 @@ def serve_kept_pictures() -> None:
 
     @running.routes.post(ROUTE)
     async def kept_pictures(request: web.Request) -> web.Response:
+        # Core compares Origin and Host on this machine, but lets a sandboxed frame's "null" through.
+        if request.headers.get("Origin") == "null" or request.headers.get("Sec-Fetch-Site") == "cross-site":
+            return web.json_response({"error": "expected a request of ComfyUI's own page"}, status=403)
         try:
             names = (await request.json())["names"]
             return web.json_response({"kept": kept(names)})
