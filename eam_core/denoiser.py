@@ -68,12 +68,18 @@ class TiledDenoiser:
         self.memories = LRMemories()
         tile_batch = TileBatch(config.tile_batch, meter=meter_for(lr_latents.device), release=self.memories.forget)
         precisely = None if self.dtype == torch.float32 else self._precisely
-        self.run = TileRun(config.latent_grid(*lr_latents.shape[-2:]), tile_batch, precisely)
+        self.run = TileRun(
+            config.latent_grid(*lr_latents.shape[-2:]),
+            tile_batch,
+            precisely,
+            blend_every_step=config.blend_every_step,
+            moves=not model.control.can_remember,
+        )
         self.image_tokens = None if image_tokens is None else image_tokens.to(lr_latents.device, self.dtype)
         self.control_range = tuple(
             percent_to_sigma(percent, config.shift) for percent in (config.control_start, config.control_end)
         )
-        self.on_progress, self.steps_done = on_progress, 0
+        self.on_progress, self.steps_done, self.tiles_done = on_progress, 0, 0
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Return the denoised of latents x [B, C, H, W] at a noise level."""
@@ -89,15 +95,23 @@ class TiledDenoiser:
                 velocity = cfg(velocity, self._velocity(tiles, sigma, self.negative, lr, control_scale), cfg_scale)
             return denoised_from_velocity(tiles, velocity, sigma)
 
+        last = config.steps - 1
+        num_tiles = 0
+
         def on_tile(done: int, total: int) -> None:
+            nonlocal num_tiles
+            num_tiles = total
             if self.on_progress:
-                self.on_progress(self.steps_done * total + done, config.steps * total)
+                later = range(self.steps_done + 1, config.steps)
+                left = sum(len(self.run.grid_of(step, step == last).boxes) for step in later)
+                self.on_progress(self.tiles_done + done, self.tiles_done + total + left)
 
         def where() -> str:
             return f"step {self.steps_done + 1} (sigma {sigma:.3f})"
 
-        denoised = self.run(denoise_tiles, x, where, extras=(self.lr_latents,), on_tile=on_tile)
-        self.steps_done += 1
+        lr = (self.lr_latents,)
+        denoised = self.run(denoise_tiles, x, where, last=self.steps_done >= last, extras=lr, on_tile=on_tile)
+        self.steps_done, self.tiles_done = self.steps_done + 1, self.tiles_done + num_tiles
         return restoration_guidance(denoised, self.lr_latents, sigma, config.fidelity, config.sigma_start)
 
     def _velocity(self, tiles: Tensor, sigma: float, text: Text, lr: LRState | None, control_scale: float) -> Tensor:

@@ -35,6 +35,7 @@ class RestoreConfig:
         tile: side of a tile in output pixels, a multiple of 16.
         overlap: least overlap of tiles in output pixels.
         tile_batch: tiles per model call; more is faster on a GPU and takes more memory. 0: as many as fit, measured.
+        blend_every_step: let tiles overlap in every step and not in the last one only, see `tile_plan.grid_of_call`.
         encoder_noise: for models that start from the LR latents: share of the autoencoder's own spread that is drawn
             around its mean, in [0, 1].
         color_fix: name in `color.COLOR_FIXES`.
@@ -57,6 +58,7 @@ class RestoreConfig:
     tile: int = EMBEDDED.tile
     overlap: int = EMBEDDED.overlap
     tile_batch: int = 1
+    blend_every_step: bool = False
     encoder_noise: float = 1.0
     color_fix: ColorFix = EMBEDDED.color_fix  # type: ignore[assignment]
     prompt: str = ""

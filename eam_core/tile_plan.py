@@ -1,6 +1,10 @@
-"""How large tiles are: no larger than their number and overlap ask for, so that little is computed twice."""
+"""Which tiles a network runs over: none larger than needed, and hardly overlapping while noise hides their borders."""
 
 import math
+
+from .tiling import MIN_TILE, TileGrid
+
+_LEAST_SHARE = 0.75  # of the tile: smaller ones show the network too little of the picture
 
 
 def fitting_tile(height: int, width: int, *, tile: int, overlap: int, align: int) -> int:
@@ -24,3 +28,27 @@ def fitting_tile(height: int, width: int, *, tile: int, overlap: int, align: int
         num = 1 + max(0, math.ceil((side - tile) / stride))
         fits.append(math.ceil((side + (num - 1) * shared) / (num * align)) * align if num > 1 else 0)
     return max(fits) or tile
+
+
+def grid_of_call(grid: TileGrid, call: int, *, last: bool) -> TileGrid:
+    """Return the tiles of one model call: only in the last step need they overlap as far as hides their borders.
+
+    Every step before it takes away what the borders of the one before left behind, so these take tiles that just meet.
+    Their number along each side alternates from call to call, and with it the places of their borders.
+
+    Args:
+        grid: of the last step.
+        call: from 0.
+        last: whether no step follows.
+
+    Returns:
+        Tiles of at most the grid's side, and of at least three quarters of it.
+    """
+    if last or len(grid.boxes) == 1:
+        return grid
+    sides = [side for side in (grid.height, grid.width) if side > grid.tile]
+    numbers = [math.ceil(side / grid.tile) + call % 2 for side in sides]
+    even = max(math.ceil(side / (number * grid.align)) for side, number in zip(sides, numbers))
+    least = math.ceil(max(_LEAST_SHARE * grid.tile, MIN_TILE) / grid.align)
+    tile = min(grid.tile, max(even, least) * grid.align)
+    return TileGrid(height=grid.height, width=grid.width, tile=tile, overlap=0, align=grid.align)

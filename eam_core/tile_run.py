@@ -11,6 +11,7 @@ from .errors import EAMError
 from .model.autoencoder import DOWNSCALE
 from .out_of_memory import OutOfMemory, free_unused, is_out_of_memory
 from .tile_batch import TileBatch
+from .tile_plan import grid_of_call
 from .tiling import LEAST_TILE, Box, TileGrid, tiled
 
 Predict = Callable[..., Tensor]
@@ -27,20 +28,33 @@ class NumbersError(EAMError):
 class TileRun:
     """Predict whole latents tile by tile, one call per model call of a sampler; what fails once is not tried again.
 
+    Tiles overlap in the last step, or in every one, see `tile_plan.grid_of_call`.
     Where memory runs out even for one tile, the call begins anew with tiles of half the side, which stay for the run.
     Where a prediction holds NaN or infinite values, which costs one look per call, the call is made again with a look
     at each tile, and such tiles are computed in float32; every later call then looks at each tile.
     """
 
-    def __init__(self, grid: TileGrid, tile_batch: TileBatch, precisely: Precisely | None):
+    def __init__(
+        self,
+        grid: TileGrid,
+        tile_batch: TileBatch,
+        precisely: Precisely | None,
+        *,
+        blend_every_step: bool = False,
+        moves: bool = True,
+    ):
         """Keep the settings.
 
         Args:
-            grid: where the tiles lie in the latents.
+            grid: where the tiles lie in the latents when they overlap.
             tile_batch: how many of them run at once.
             precisely: None where the network computes in float32 anyway, or cannot.
+            blend_every_step: let them overlap in every step.
+            moves: let the tiles of steps before the last lie elsewhere in every call; False where something is
+                remembered for each of them.
         """
         self.grid, self.tile_batch, self.precisely, self.tell = grid, tile_batch, precisely, tile_batch.tell
+        self.blend_every_step, self.moves, self.num_calls = blend_every_step, moves, 0
         self.careful = self.told = False
 
     def __call__(
@@ -49,6 +63,7 @@ class TileRun:
         x: Tensor,
         where: Callable[[], str],
         *,
+        last: bool = True,
         extras: tuple[Tensor, ...] = (),
         watch: Callable[[Predict, TileGrid], Predict] | None = None,
         on_tile: Callable[[int, int], None] | None = None,
@@ -59,6 +74,7 @@ class TileRun:
             predict: for tiles.
             x: noisy latents [B, C, H, W] of the grid's size.
             where: says which step this is, for messages.
+            last: whether no step follows.
             extras: cut along with x.
             watch: wraps `predict` for one round over all tiles, of which there may be several.
             on_tile: see `tiling.tiled`.
@@ -68,14 +84,21 @@ class TileRun:
             NumbersError: a tile's prediction is not finite in float32 either, or x is not.
         """
         while True:
+            grid = self.grid_of(self.num_calls, last)
             try:
-                return self._finite(predict, x, where, extras, watch, on_tile)
+                result = self._finite(predict, x, grid, where, extras, watch, on_tile)
+                self.num_calls += 1
+                return result
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 said = str(error)
             free_unused()  # outside of the handler, which keeps the failed call's tensors
             self._halve(said)
+
+    def grid_of(self, num_calls_before: int, last: bool) -> TileGrid:
+        """Return the tiles of the call after so many, by what is known now."""
+        return grid_of_call(self.grid, num_calls_before if self.moves else 0, last=last or self.blend_every_step)
 
     def _halve(self, said: str) -> None:
         before = min(self.grid.tile, max(self.grid.height, self.grid.width)) * DOWNSCALE
@@ -96,14 +119,15 @@ class TileRun:
         self,
         predict: Predict,
         x: Tensor,
+        grid: TileGrid,
         where: Callable[[], str],
         extras: tuple[Tensor, ...],
         watch: Callable[[Predict, TileGrid], Predict] | None,
         on_tile: Callable[[int, int], None] | None,
     ) -> Tensor:
         def round_of(predict: Predict) -> Tensor:
-            watched = watch(predict, self.grid) if watch else predict
-            return tiled(watched, x, self.grid, extras=extras, tile_batch=self.tile_batch, on_tile=on_tile)
+            watched = watch(predict, grid) if watch else predict
+            return tiled(watched, x, grid, extras=extras, tile_batch=self.tile_batch, on_tile=on_tile)
 
         if not self.careful:
             result = round_of(predict)

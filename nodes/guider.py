@@ -18,7 +18,7 @@ from ..eam_core.tile_batch import CudaMeter, TileBatch
 from ..eam_core.tile_run import Predict, TileRun
 from ..eam_core.tiling import Box, TileGrid
 from .full_precision import computes_in, in_float32
-from .hooks import LR_COND
+from .hooks import LR_COND, ControlHook
 from .progress import Progress
 from .tile_conditioning import Cond, TileConditioning, TilePrompts
 from .tile_cuts import conds_for_tiles, whole_conds
@@ -26,11 +26,15 @@ from .tile_cuts import conds_for_tiles, whole_conds
 
 @dataclass(frozen=True, kw_only=True)
 class TilingConfig:
-    """Tiles of the latents; `tile_batch` of them go through the model at once, 0 for as many as fit."""
+    """Tiles of the latents; `tile_batch` of them go through the model at once, 0 for as many as fit.
+
+    They overlap in the last step only, unless `blend_every_step`; see `tile_plan.grid_of_call`.
+    """
 
     tile: int
     overlap: int
     tile_batch: int
+    blend_every_step: bool = False
 
 
 def _tell(text: str) -> None:
@@ -46,7 +50,7 @@ class HostMeter(CudaMeter):
 
 
 class TiledGuider(comfy.samplers.CFGGuider):
-    """CFGGuider that predicts the denoised latents tile by tile at every step."""
+    """CFGGuider that predicts the denoised latents tile by tile."""
 
     progress: Progress | None = None
     """Is told of each tile."""
@@ -115,7 +119,9 @@ class TiledGuider(comfy.samplers.CFGGuider):
         def where() -> str:
             return f"step {max(1, int((sigmas >= 0.9999 * sigma).sum()))} of {len(sigmas) - 1} (sigma {sigma:.3f})"
 
-        denoised = self.run(grouped, x, where, watch=watch)
+        # Samplers call between the levels too; after the last one above zero there is no other step.
+        last = sigma <= 1.0001 * float(sigmas[-2])
+        denoised = self.run(grouped, x, where, last=last, watch=watch)
         return self._guide(denoised, sigma, sigma_start=float(sigmas[0]))
 
     def _new_run(self, height: int, width: int) -> TileRun:
@@ -129,7 +135,17 @@ class TiledGuider(comfy.samplers.CFGGuider):
 
         tile_batch = TileBatch(self.tiling.tile_batch, meter=meter, release=release, tell=_tell)
         precisely = None if computes_in(base) == torch.float32 else lambda: in_float32(base)
-        return TileRun(self._grid(height, width), tile_batch, precisely)
+        return TileRun(
+            self._grid(height, width),
+            tile_batch,
+            precisely,
+            blend_every_step=self.tiling.blend_every_step,
+            moves=not self._remembers(),
+        )
+
+    def _remembers(self) -> bool:
+        hooks = self.model_patcher.get_all_wrappers(WrappersMP.APPLY_MODEL)
+        return any(isinstance(hook, ControlHook) and hook.control.can_remember for hook in hooks)
 
     def _grid(self, height: int, width: int) -> TileGrid:
         return TileGrid(height=height, width=width, tile=self.tiling.tile, overlap=self.tiling.overlap)

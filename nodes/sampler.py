@@ -37,8 +37,7 @@ class TiledSampler(io.ComfyNode):
             ],
             node_id="EAM_TiledSampler",
             display_name="EAM Tiled Sampler",
-            description="Samples in overlapping tiles that are blended at every step, so that memory follows the tile "
-            "and not the image.",
+            description="Samples in tiles that are blended, so that memory follows the tile and not the image.",
             inputs=[
                 io.Model.Input("model", tooltip="From EAM Apply Control; any SD3-family MODEL works."),
                 io.Conditioning.Input("positive", tooltip="From EAM Apply Control."),
@@ -146,6 +145,13 @@ class TiledSampler(io.ComfyNode):
                     tooltip="Weight of a tile's own prompt against positive. 0: positive alone. 1: the tile's alone, "
                     "in the same time. Between: the average of two predictions, in up to twice the time.",
                 ),
+                io.Boolean.Input(
+                    "blend_every_step",
+                    default=False,
+                    optional=True,
+                    tooltip="Let tiles overlap in every step, not in the last one only: up to half as much time again. "
+                    "Try it where borders of tiles show.",
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="The restored latents, for VAE Decode.")],
         )
@@ -170,13 +176,14 @@ class TiledSampler(io.ComfyNode):
         cfg_end: float = 0.0,
         tile_positive: TileConditioning | None = None,
         tile_strength: float = 0.5,
+        blend_every_step: bool = False,
     ) -> io.NodeOutput:
         """Put the pieces together; all the work is core's and the guider's."""
         from .guider import TiledGuider
         from .sampling import make_sigmas, make_tiling, sample
 
         sigmas = make_sigmas(model, steps, sampler_name, scheduler, start_sigma)
-        tiling = make_tiling(model, tile, overlap, tile_batch)
+        tiling = make_tiling(model, tile, overlap, tile_batch, blend_every_step)
         guider = TiledGuider(model, tiling, cfg_start=cfg, cfg_end=cfg_end or cfg, fidelity=fidelity)
         guider.set_conds(positive, negative)
         guider.set_tile_prompts(tile_positive or [], tile_strength)

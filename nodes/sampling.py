@@ -37,10 +37,13 @@ def sample(guider: TiledGuider, latent: dict[str, Any], sampler: Any, sigmas: Te
     return {**latent, "samples": samples.to(comfy.model_management.intermediate_device())}
 
 
-def make_tiling(model: ModelPatcher, tile: int, overlap: int, tile_batch: int) -> TilingConfig:
+def make_tiling(
+    model: ModelPatcher, tile: int, overlap: int, tile_batch: int, blend_every_step: bool = False
+) -> TilingConfig:
     """Turn the widgets' pixels into latents; 0 stands for what the model was trained for."""
     tile, overlap = chosen_tiles(tile, overlap, native_tile(model))
-    return TilingConfig(tile=tile // DOWNSCALE, overlap=overlap // DOWNSCALE, tile_batch=tile_batch)
+    sides = {"tile": tile // DOWNSCALE, "overlap": overlap // DOWNSCALE}
+    return TilingConfig(**sides, tile_batch=tile_batch, blend_every_step=blend_every_step)
 
 
 def make_sigmas(model: ModelPatcher, steps: int, sampler_name: str, scheduler: str, start_sigma: float) -> Tensor:

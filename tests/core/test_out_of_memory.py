@@ -19,7 +19,7 @@ from eam_core.tile_batch import AUTO, MOST_AUTO, TileBatch
 from eam_core.tiling import TileGrid, tiled, tiled_map
 
 SIDE = 72  # latents
-CONFIG = RestoreConfig(steps=2, sigma_start=1.0, tile=512, overlap=128)
+CONFIG = RestoreConfig(steps=2, sigma_start=1.0, tile=512, overlap=128, blend_every_step=True)
 FAILURE = torch.OutOfMemoryError("tried to allocate 2 GiB")
 
 
