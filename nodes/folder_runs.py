@@ -187,7 +187,7 @@ def find_savers(prompt: dict[str, Any], node_id: str) -> tuple[Saver, ...]:
     """
     savers = []
     for key, node in prompt.items():
-        inputs = node.get("inputs", {})
+        inputs = _inputs(node)
         if node.get("class_type") != "EAM_SaveFolder" or inputs.get("item") != [node_id, 1]:
             continue
         values = inputs.get("format", "as input"), inputs.get("suffix", "")
@@ -206,9 +206,15 @@ def graph_mark(prompt: dict[str, Any]) -> str:
     """Write down what a graph does, so that two can be compared, without seeds: they may change with each run."""
     marks = {}
     for key, node in prompt.items():
-        inputs = {name: value for name, value in node.get("inputs", {}).items() if "seed" not in name}
+        inputs = {name: value for name, value in _inputs(node).items() if "seed" not in name}
         marks[key] = (node.get("class_type"), inputs)
     return json.dumps(marks, sort_keys=True, default=str)
+
+
+def _inputs(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a node's inputs; core looks only at those of nodes that lead to an output."""
+    inputs = node.get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def nothing(count: int) -> list[ExecutionBlocker]:

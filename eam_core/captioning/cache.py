@@ -30,7 +30,7 @@ class CaptionCache:
         """Return what is kept under a key; None if nothing is, or a damaged file."""
         try:
             return Caption.from_json(json.loads(self._path(key).read_text(encoding="utf-8"))["answer"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, key: dict[str, Any], caption: Caption) -> None:

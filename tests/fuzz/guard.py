@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Event, and which of its arguments are paths that would change.
+# Event, and which of its arguments are paths that would change, with the folder that each is relative to, if any.
 _CHANGES = {
-    "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.rename": (0, 1), "os.link": (1,), "os.symlink": (1,),
-    "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,), "shutil.rmtree": (0,),
-}  # fmt: skip
+    "os.remove": ((0, 1),),
+    "os.rmdir": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.truncate": ((0, None),),
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.utime": ((0, 3),),
+}
 _NEVER = (
     "socket.connect",
     "socket.getaddrinfo",
@@ -52,16 +60,17 @@ class Guard:
             if isinstance(flags, int) and flags & _WRITING and isinstance(path, str | bytes | os.PathLike):
                 self._check("open", path)
         elif event in _CHANGES:
-            for place in _CHANGES[event]:
-                self._check(event, args[place])
+            for place, folder in _CHANGES[event]:
+                self._check(event, args[place], -1 if folder is None else args[folder])
         elif event in _NEVER or event in _UNPICKLING:
             self.found.append(event)
 
-    def _check(self, event: str, path: Any) -> None:
+    def _check(self, event: str, path: Any, folder: int = -1) -> None:
         if isinstance(path, int):
             return
         try:
-            real = os.path.realpath(os.fsdecode(path))
+            parent = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else ""
+            real = os.path.realpath(os.path.join(parent, os.fsdecode(path)))
         except (ValueError, OSError):  # a name that no file has
             return
         if not real.startswith(self._allowed) and real != os.devnull:

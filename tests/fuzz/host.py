@@ -30,7 +30,7 @@ def start(folder: Path) -> None:
     sys.path.append(str(REPO / "tools"))
     from comfy_install import comfy_root
 
-    for name in ("input", "output", "temp", "user", "models", "custom_nodes"):
+    for name in ("input/sub", "output", "temp", "user", "models", "custom_nodes"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     sys.argv = ["fuzz", "--cpu", "--base-directory", str(folder), "--disable-all-custom-nodes"]
     sys.path.insert(0, str(comfy_root()))
@@ -39,8 +39,9 @@ def start(folder: Path) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    # Before nodes.py puts another "utils" in front, as main.py does it.
+    importlib.import_module("utils.install_util")
     import execution
-    import utils.install_util  # noqa: F401 (before nodes.py puts another "utils" in front, as main.py does it)
 
     import nodes
 

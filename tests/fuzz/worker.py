@@ -112,6 +112,12 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def kept_cases(name: str) -> list[bytes]:
+    """Return the cases of a target that once failed."""
+    corpus = HERE / "corpus" / name
+    return [path.read_bytes() for path in sorted(corpus.iterdir())] if corpus.is_dir() else []
+
+
 def with_hypothesis(tally: Tally) -> None:
     """Draw cases from the target's strategy."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -130,9 +136,9 @@ def with_hypothesis(tally: Tally) -> None:
     def case(data: bytes) -> None:
         tally.run(data)
 
-    while tally.cases < tally.options.cases:  # it stops early where it thinks that it has seen all
-        case()
-        break
+    for data in [*good, *kept_cases(tally.target.name)]:
+        tally.run(data)
+    case()
     tally.write()
 
 
@@ -142,9 +148,7 @@ def with_atheris(tally: Tally) -> None:
 
     seeds = tally.options.scratch.parent / f"{tally.options.scratch.name}-seeds"
     seeds.mkdir()
-    corpus = HERE / "corpus" / tally.target.name
-    kept = [path.read_bytes() for path in sorted(corpus.iterdir())] if corpus.is_dir() else []
-    for number, data in enumerate([*tally.target.good(), *kept]):
+    for number, data in enumerate([*tally.target.good(), *kept_cases(tally.target.name)]):
         (seeds / str(number)).write_bytes(data)
     longest = max(2**12, 2 * max(len(data) for data in tally.target.good()))
     arguments = [f"-runs={tally.options.cases}", f"-seed={tally.options.seed + 1}", f"-max_len={longest}"]
