@@ -15,7 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import ImageError, printable
-from .picture_files import MAX_PIXELS, check_cost, open_picture, quiet, sound_profile, too_many_pixels, upright
+from .picture_files import (
+    MAX_PIXELS,
+    check_cost,
+    is_of_drive,
+    open_picture,
+    quiet,
+    sound_profile,
+    too_many_pixels,
+    upright,
+)
 from .whole_file import write_whole
 
 # One token of the transformer: two latents of 8 pixels.
@@ -139,6 +148,13 @@ def load_image(path: str | Path, data: bytes | None = None) -> Picture:
     Raises:
         ImageError: the file is missing, unreadable, not a picture, damaged, too small or too large.
     """
+    try:
+        return _read_image(path, data)
+    except OSError as error:
+        raise ImageError(f"{path}: expected a readable file, got {_reason(error)}; check its drive.") from error
+
+
+def _read_image(path: str | Path, data: bytes | None) -> Picture:
     with open_picture(Path(path), data) as (image, file), quiet():
         check_size(image.height, image.width, name=str(path))
         check_cost(image, file, str(path))
@@ -146,6 +162,8 @@ def load_image(path: str | Path, data: bytes | None = None) -> Picture:
             image.load()
         # Decoders of damaged files raise whatever they trip over: OSError, SyntaxError, struct.error, IndexError...
         except Exception as error:
+            if is_of_drive(error):
+                raise
             raise ImageError(
                 f"{path}: expected a whole picture, got a truncated or damaged file ({error}); copy or export it again."
             ) from error

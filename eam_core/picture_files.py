@@ -52,6 +52,7 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[tuple[Image.
 
     Raises:
         ImageError: it cannot be opened, is none of `FORMATS`, or has far too many pixels.
+        OSError: its drive fails.
     """
     with _opened(path) if data is None else io.BytesIO(data) as file:
         try:
@@ -60,12 +61,19 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[tuple[Image.
         except Image.DecompressionBombError as error:
             raise ImageError(too_many_pixels(str(path), "more than twice as many")) from error
         except Exception as error:  # readers of damaged files raise whatever they trip over
+            if is_of_drive(error):
+                raise
             raise ImageError(
                 f"{path}: expected a PNG, JPEG, WebP, TIFF, BMP or GIF picture, got something else or a damaged file; "
                 "open it in an image editor and save it as PNG."
             ) from error
         with image:
             yield image, file
+
+
+def is_of_drive(error: Exception) -> bool:
+    """Tell whether the system could not read a file; Pillow's own errors, of damaged ones, have no number."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def too_many_pixels(name: str, got: str) -> str:
