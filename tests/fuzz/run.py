@@ -28,7 +28,8 @@ DRAWN = 0.1  # share of cases from Hypothesis
 # Shares of all cases: what is parsed and decoded at most depth gets most.
 SHARES = {
     "checkpoint": 3,
-    "header": 4,
+    "header": 3,
+    "network": 4,
     "saved_tensor": 1,
     "shard_index": 1,
     "model_config": 1,

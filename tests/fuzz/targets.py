@@ -4,6 +4,7 @@ A target returns for a case that was accepted; an `EAMError` refuses it. Anythin
 """
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from eam_core.folder_report import REPORT_NAME
 from eam_core.images import load_image, resize, save_image
 from eam_core.loading import spec_of
 from eam_core.pretrained_checks import check_folder
+from eam_core.safetensors_header import DTYPES
 from eam_core.weight_files import read_metadata, read_weights
 from eam_core.weight_sets import weight_set
 
@@ -78,6 +80,21 @@ def header(data: bytes, folder: Path) -> None:
         file.write(samples.file_of(data, b""))
         file.truncate(file.tell() + max(0, min(promised, _MOST_DATA)))
     _load(path)
+
+
+def network(data: bytes, folder: Path) -> None:
+    """Do the same with the tensors of a header one behind the other, so that shapes and names reach the builders."""
+    try:
+        fields = json.loads(data)
+        place = 0
+        for name, each in fields.items():
+            if name != "__metadata__" and isinstance(each, dict):
+                end = place + math.prod(each["shape"]) * DTYPES[each["dtype"]].itemsize
+                each["data_offsets"], place = [place, end], end
+        data = json.dumps(fields).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        pass
+    header(data, folder)
 
 
 def _load(path: Path) -> None:
@@ -264,6 +281,7 @@ TARGETS = {
     target.name: target
     for target in (
         Target(name="checkpoint", run=checkpoint, good=samples.checkpoints, cases=strategies.broken_bytes),
+        Target(name="network", run=network, good=samples.headers, cases=strategies.broken_json),
         Target(name="header", run=header, good=samples.headers, cases=strategies.broken_json),
         Target(name="saved_tensor", run=saved_tensor, good=samples.saved_tensors, cases=strategies.broken_bytes),
         Target(name="shard_index", run=shard_index, good=samples.indexes, cases=strategies.broken_json),

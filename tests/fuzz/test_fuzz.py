@@ -16,7 +16,8 @@ from targets import TARGETS, Target, quiet
 
 CORPUS = Path(__file__).with_name("corpus")
 NUM_CASES = 200
-SLOW = {"folder_list": 60}  # files are written, and put on the disk
+# Files are written and put on the disk, networks are built.
+SLOW = {"folder_list": 60, "folder_text": 100, "header": 100, "network": 100}
 # How many of a target's good inputs are whole ones; the others are good starts for bad ones.
 GOOD = {
     "checkpoint": 0,
