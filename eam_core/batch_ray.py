@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import signal
+import socket
 from typing import Any
 
 from .batch_worker import Message, PictureWorker
@@ -79,20 +81,39 @@ class RayEngine:
 def _connect() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces in a warning otherwise
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
         import ray
     except ImportError as error:
         raise EAMError("expected the package ray for --engine ray, found none; install it: pip install ray") from error
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    address = os.environ.get("RAY_ADDRESS")
+    # Where Ray starts processes itself, it would end this one on SIGTERM without a word.
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address or "auto", **quiet)
-        return ray
+        _check_address(address)
+        try:
+            ray.init(address=address or "auto", **quiet)
+        except ConnectionError:
+            if address:
+                raise
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     except Exception as error:
-        if address:
-            said = " ".join(str(error).split())[:300]
-            raise EAMError(
-                f"expected a Ray cluster at RAY_ADDRESS={address}, could not join it ({said}); start it or unset it"
-            ) from error
-    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        said = " ".join(str(error).split())[:300]
+        raise EAMError(
+            f"expected a Ray cluster at {address or 'this machine'}, could not join it ({said}); start it, or correct "
+            "RAY_ADDRESS"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def _check_address(address: str) -> None:
+    """Look whether anybody listens: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
