@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .cli_options import add_restore_options, model_choice, restore_config
-from .errors import DiskError, EAMError
+from .errors import DiskError, EAMError, printable
 
 if TYPE_CHECKING:
     from .batch import Engine
@@ -138,7 +138,7 @@ class _Printer:
 
     def done(self, name: str, record: dict[str, Any]) -> None:
         target = f"{self._folder}/{record['output']}"
-        print(f"{target}: {record['width']} x {record['height']} in {record['seconds']:.1f} s", flush=True)
+        print(f"{printable(target)}: {record['width']} x {record['height']} in {record['seconds']:.1f} s", flush=True)
 
     def failed(self, sentence: str) -> None:
         _say(f"skipped: {sentence}")
@@ -148,4 +148,4 @@ class _Printer:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import EAMError
+from .errors import EAMError, printable
 from .presets import EMBEDDED, SD3
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def load_restorer(args: argparse.Namespace, config: "RestoreConfig") -> "Restore
     """
     restorer, notes = model_choice(args).load(config)
     for note in notes:
-        print(note, file=sys.stderr, flush=True)
+        print(printable(note), file=sys.stderr, flush=True)
     if args.compile:
         restorer.compile(config)
     return restorer
