@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +120,7 @@ def test_inputs_that_vanish_end_the_run(folders, loaded, upscale, monkeypatch) -
 
 def test_a_limit_of_the_system_on_files(folders, loaded, upscale) -> None:
     """Really half written: the system takes no more of the second picture than the limit."""
+    resource = pytest.importorskip("resource")
     source, target = folders
     Image.fromarray(pixels(64, 64)).save(source / "2.png")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
