@@ -4,9 +4,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Called by its own name, pytest leaves this folder off sys.path, where nodes/ would hide ComfyUI's nodes.py.
 PYTEST := $(VENV)/bin/pytest --import-mode=importlib
+# One process per core, up to four, each with a ComfyUI of its own; tests/conftest.py says what stays together.
+JOBS ?= logical
+PARALLEL := -n $(JOBS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Compiling every file of every package takes longer than compiling those that are used.
+INSTALL := $(PY) -m pip install --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install metrics demo test check weights scores bench clean
+.PHONY: help venv install metrics demo test check types oldest weights scores bench clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +20,7 @@ venv: $(VENV)/.installed ## make .venv with this library and the tools for its c
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 install: venv ## venv, and a ComfyUI (COMFYUI_PATH, or a cached copy) with what it needs
@@ -24,22 +29,29 @@ install: venv ## venv, and a ComfyUI (COMFYUI_PATH, or a cached copy) with what 
 metrics: $(VENV)/.metrics ## venv, and what scores and the perceptual loss need
 
 $(VENV)/.metrics: train/metrics.txt $(VENV)/.installed
-	$(PY) -m pip install -c constraints.txt --no-deps -r train/metrics.txt
-	$(PY) -m pip install -c constraints.txt -e '.[metrics]'
+	$(INSTALL) --no-deps -r train/metrics.txt
+	$(INSTALL) -e '.[metrics]'
 	@touch $@
 
 demo: install ## restore the bundled photo in a real ComfyUI; SERVE=1 leaves it running
 	@$(PY) tools/demo.py $(if $(filter 1,$(SERVE)),--serve)
 
-test: install metrics ## run all tests, a real ComfyUI included
-	$(PYTEST) tests
+test: install metrics ## run all tests, a real ComfyUI included; JOBS=0 in one process
+	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) tests
 
 check: install ## lint, types, import rules and the core's tests: the fast loop
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/pyright
+	$(MAKE) types
 	$(PYTEST) tests/core
+
+types: venv ## check types as the oldest and the newest Python see them
+	$(VENV)/bin/pyright --pythonversion 3.10
+	$(VENV)/bin/pyright --pythonversion 3.13
+
+oldest: venv ## run the core's tests on the oldest versions that pyproject.toml allows, but for torch
+	@$(PY) tools/oldest.py
 
 # Every stage goes on where it was stopped; RECIPE=debug proves the way and learns nothing.
 RECIPE ?= tiny
@@ -66,7 +78,7 @@ $(DATA)/photos.json:
 METHODS := ours realesrgan realsr dat-light bicubic lanczos
 METRICS ?= stlpips psnr ssim psnr-lr
 scores: metrics ## score the default beside other systems on the test photos: output/scores; hours on a CPU
-	$(PY) -m pip install -c constraints.txt --no-deps -r tests/bench/peers.txt
+	$(INSTALL) --no-deps -r tests/bench/peers.txt
 	$(PY) -m train.prepare_test_set photos --out output/testset
 	for preset in plain light stock; do \
 		rm -rf output/peers/$$preset/ours; \
@@ -81,7 +93,7 @@ scores: metrics ## score the default beside other systems on the test photos: ou
 # basicsr is measured against, never installed: it stands in a folder of its own.
 BASICSR := .cache/basicsr
 bench: metrics ## measure speed and memory against the bars: output/bench.json; half an hour alone on a CPU
-	$(PY) -m pip install -c constraints.txt --no-deps -r tests/bench/peers.txt
+	$(INSTALL) --no-deps -r tests/bench/peers.txt
 	test -d $(BASICSR) || $(PY) -m pip install --no-deps --no-build-isolation --target $(BASICSR) basicsr==1.4.2
 	PYTHONPATH=$(BASICSR) $(PY) tests/bench/bench.py --out output
 

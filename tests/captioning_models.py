@@ -54,6 +54,13 @@ def make_torchvision_importable() -> None:
         _LIBRARIES.append(library)  # the declarations end with it
 
 
+def is_known(kind: str) -> bool:
+    """Tell whether the installed transformers has a kind; the newest ones came after what pyproject.toml asks for."""
+    import transformers as tf
+
+    return not kind.startswith("minicpm") or hasattr(tf, f"MiniCPMV4_{kind[-1]}Config")
+
+
 def build_model(kind: str, folder: Path) -> Path:
     """Write a stand-in into a folder as a real model's download looks.
 

@@ -1,10 +1,26 @@
-"""What all tests share: stand-ins for vision-language models."""
+"""What all tests share: how several processes divide them, stand-ins for vision-language models."""
 
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+HERE = Path(__file__).parent
+# What takes longest comes first, so that no process is left with it at the end.
+FOLDERS = ["browser", "comfyui", "training", "core"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With -n and --dist loadgroup, a file stays in one process, and so do all pages: they share a server."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    place = {item: item.path.relative_to(HERE) for item in items}
+    for item in items:
+        folder = place[item].parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "browser" else place[item].as_posix()))
+    items.sort(key=lambda item: FOLDERS.index(folder) if (folder := place[item].parts[0]) in FOLDERS else len(FOLDERS))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     (folder / "custom_nodes").mkdir()
     for pack in ("probe_pack.py", "soak_pack.py"):
         shutil.copy(Path(__file__).with_name(pack), folder / "custom_nodes")
-    with ComfyServer(folder) as running:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONWARNINGS", "default")  # for test_start_log.py
+            running = stack.enter_context(ComfyServer(folder))
         yield running
 
 

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 
 from eam_core import pretrained
@@ -105,7 +106,9 @@ def test_folders_that_hold_no_tower(transformers, folder, tmp_path):
         with pytest.raises(CheckpointError, match=f"expected a CLIP vision tower in .*{name}"):
             VisionTower(tmp_path / name)
     shutil.copytree(folder, tmp_path / "partly")
-    save_weights(tmp_path / "partly" / "model.safetensors", {"vision_model.pre_layrnorm.weight": torch.ones(32)})
+    # Older transformers want to be told whose tensors they are.
+    only = {"vision_model.pre_layrnorm.weight": torch.ones(32)}
+    safetensors.torch.save_file(only, tmp_path / "partly" / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"but it lacks .* more; choose the image encoder's folder"):
         VisionTower(tmp_path / "partly")
     shutil.copytree(folder, tmp_path / "pickled")
