@@ -139,7 +139,8 @@ class TiledGuider(comfy.samplers.CFGGuider):
             self._grid(height, width),
             tile_batch,
             precisely,
-            blend_every_step=self.tiling.blend_every_step,
+            # Neighbours that follow different prompts disagree, which only the blend of every step evens out.
+            blend_every_step=self.tiling.blend_every_step or bool(self.tile_prompts.places),
             moves=not self._remembers(),
         )
 

@@ -52,6 +52,14 @@ def test_strength_zero_gives_and_costs_what_no_tile_prompts_do(host: ComfyServer
     assert counts == {"no": 18, "zero": 18, "half": 36, "one": 18}
 
 
+def test_tiles_with_prompts_of_their_own_overlap_in_every_step(host: ComfyServer) -> None:
+    """Different prompts leave borders that only the blend of every step evens out."""
+    every, last = (run(host, "the photo", TILES, 1.0, blend_every_step=wanted) for wanted in (True, False))
+    assert torch.equal(every, last)
+    every, last = (run(host, "the photo", blend_every_step=wanted) for wanted in (True, False))
+    assert not torch.equal(every, last)
+
+
 @pytest.mark.parametrize("tile", [TILE, 8 * SIDE])
 def test_prediction_is_the_weighted_average(host: ComfyServer, tile: int) -> None:
     """One step of Euler ends at the prediction; one caption for the whole picture, in nine tiles or in one."""

@@ -103,6 +103,7 @@ def test_progress_counts_steps_times_tiles(graph: Graph) -> None:
             seen.append((progress.value, progress.maximum))
 
     # 16 x 12 latents in tiles of 8 with an overlap of 4: three by two tiles, two steps.
-    graph.latents(graph.tiled_sampler(applied(graph), seed=11, **TILED)[0], on_progress=note)
+    sampled = graph.tiled_sampler(applied(graph), seed=11, blend_every_step=True, **TILED)
+    graph.latents(sampled[0], on_progress=note)
     assert {maximum for _, maximum in seen} == {12}
     assert seen == sorted(seen) and seen[-1][0] == 12

@@ -110,6 +110,7 @@ class Graph:
         inputs = {"model": model, "positive": [applied, 1], "negative": [applied, 2], "latent": [applied, 3]}
         numbers: dict[str, Any] = {"seed": 3, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "fidelity": 0.0}
         numbers |= {"scheduler": "sgm_uniform", "start_sigma": 1.0, "tile_batch": 1, "tile": TILE, "overlap": OVERLAP}
+        numbers["blend_every_step"] = True  # as it is with prompts of tiles, so that runs without can be compared
         if tiles is not None:
             linked = self.tiles(tiles) if not tiles or isinstance(tiles[0], tuple) else tiles
             inputs |= {"tile_positive": linked, "tile_strength": strength}
