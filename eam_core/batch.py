@@ -7,7 +7,6 @@ finished result from a foreign file, and nothing is done twice or lost.
 
 import contextlib
 import hashlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,10 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .batch_lock import Lock
-from .batch_manifest import Manifest
+from .batch_manifest import Manifest, choose_targets
 from .batch_store import Folder
 from .errors import EAMError, FolderError
-from .folder_names import Saver, free_name, target_names
 
 RETRIES = 2  # of a picture whose worker died
 _LOADS = 3  # deaths while loading the model, one after the other, until a worker is given up
@@ -103,11 +101,12 @@ class BatchRun:
         self, source: Folder, output: Folder, manifest: Manifest, sizes: dict[str, int], present: dict[str, int]
     ) -> None:
         self._manifest, self._output, self._sizes, self._present = manifest, output, sizes, present
-        self.targets = _targets(list(sizes), manifest)
+        self.targets = choose_targets(list(sizes), manifest)
         if output.url == source.url:
             raise FolderError(f"{output.url}: expected an output folder apart from the input's; choose another one")
         self._refuse_foreign()
         self.finished = {name for name in sizes if self._is_finished(name)}
+        manifest.flush()
         self.failed: dict[str, str] = {}
         self._left = deque(_Work(name=n, target=self.targets[n]) for n in sizes if n not in self.finished)
 
@@ -128,7 +127,8 @@ class BatchRun:
         Raises:
             EAMError: nothing more can be done, such as with a full disk or a model that cannot be loaded.
         """
-        self._engine, self._listener = engine, listener
+        self._engine, self._listener, manifest = engine, listener, self._manifest
+        self._outbox: list[tuple[int, dict[str, Any]]] = []
         self._slots = [_Slot() for _ in range(min(engine.num_workers, len(self._left)))]
         try:
             for number in range(len(self._slots)):
@@ -137,15 +137,22 @@ class BatchRun:
                 lock.check()
                 for number, answer in engine.receive(_PAUSE):
                     self._take(number, self._slots[number], answer)
+                # One write for all that came at once: with many workers in a store, it is what a driver waits for.
+                manifest.flush()
+                for number, message in self._outbox:
+                    engine.send(number, message)
+                self._outbox.clear()
             self._finish_writing()
         except EAMError as error:
             with contextlib.suppress(EAMError):  # such as the full disk that it is about
-                self._manifest.add("stopped", **self._counts(), error=str(error))
+                manifest.add("stopped", **self._counts(), error=str(error))
+                manifest.flush()
             raise
         finally:
             engine.close()
         complete = len(self.finished) + len(self.failed) == len(self._sizes)
-        self._manifest.add("finished" if complete else "stopped", **self._counts())
+        manifest.add("finished" if complete else "stopped", **self._counts())
+        manifest.flush()
 
     def _counts(self) -> dict[str, Any]:
         return {"pictures": len(self._sizes), "finished": len(self.finished), "failed": len(self.failed)}
@@ -196,22 +203,21 @@ class BatchRun:
         slot.work = self._left.popleft()
         slot.work.record = {}
         self._manifest.add("begun", slot.work.name, worker=slot.worker)
-        self._engine.send(number, {"do": "restore", "name": slot.work.name, "target": slot.work.target})
+        self._outbox.append((number, {"do": "restore", "name": slot.work.name, "target": slot.work.target}))
 
     def _note_hash(self, number: int, slot: _Slot, work: _Work, answer: dict[str, Any]) -> None:
         fields = {key: value for key, value in answer.items() if key not in ("state", "warnings")}
         assert self._manifest.started
-        settings = self._manifest.started["settings"]
         work.record = {
             "output": work.target,
-            "settings": hash_settings(settings),
-            "seed": settings["config"]["seed"],
+            "settings": self._manifest.settings_name(),
+            "seed": self._manifest.started["settings"]["config"]["seed"],
             "input_bytes": self._sizes[work.name],
             **fields,
             "worker": slot.worker,
         }
         self._manifest.add("writing", work.name, **work.record)
-        self._engine.send(number, {"do": "write"})
+        self._outbox.append((number, {"do": "write"}))
 
     def _done(self, slot: _Slot, work: _Work) -> None:
         self._manifest.add("done", work.name, **work.record)
@@ -227,6 +233,7 @@ class BatchRun:
 
     def _replace(self, number: int, slot: _Slot, error: str) -> None:
         work = slot.work
+        self._outbox = [(to, message) for to, message in self._outbox if to != number]
         if work:
             work.deaths += 1
             if work.deaths > RETRIES:
@@ -277,20 +284,3 @@ class BatchRun:
                     f"{target}: expected no file of that name yet in {self._output.url}, got one that this batch did "
                     f"not write (for {name}); choose another output folder, or replace such files with --overwrite"
                 )
-
-
-def hash_settings(settings: dict[str, Any]) -> str:
-    """Return a short name of settings, by which a picture's line refers to them."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _targets(names: list[str], manifest: Manifest) -> dict[str, str]:
-    """Name every picture's result; a picture that has one already keeps it, whatever came into the folder since."""
-    wanted = target_names(names, [Saver(key="batch")])
-    kept = {name: str(record["output"]) for name, record in manifest.records.items() if "output" in record}
-    taken = {target.casefold() for target in kept.values()}
-    targets: dict[str, str] = {}
-    for name in names:
-        targets[name] = kept.get(name) or free_name(wanted[name][0], taken)
-        taken.add(targets[name].casefold())
-    return targets

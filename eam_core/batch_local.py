@@ -52,12 +52,13 @@ class LocalEngine:
 
     def receive(self, timeout: float) -> list[tuple[int, Message]]:
         """See `batch.Engine`."""
-        try:
-            slot, process, answer = self._answers.get(timeout=timeout)
-        except queue.Empty:
-            return []
+        found = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._answers.get(timeout=timeout))
+            while True:
+                found.append(self._answers.get_nowait())
         # What a replaced process said last is of no interest.
-        return [(slot, answer)] if self._processes.get(slot) is process else []
+        return [(slot, answer) for slot, process, answer in found if self._processes.get(slot) is process]
 
     def close(self) -> None:
         """See `batch.Engine`."""

@@ -75,7 +75,9 @@ def _system_lock(path: Path) -> Iterator[Lock]:
             stack.enter_context(held(path, seconds=0))
         except DiskError as error:
             with contextlib.suppress(OSError):
-                raise _taken(str(path.parent), path.read_text(encoding="utf-8", errors="replace")[:200].strip()) from error
+                raise _taken(
+                    str(path.parent), path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+                ) from error
             raise
         with contextlib.suppress(OSError):  # a note for people only
             path.write_text(_me(), encoding="utf-8")

@@ -1,5 +1,6 @@
 """What a batch has done: lines of JSON beside its results, of which the last one of a picture counts."""
 
+import hashlib
 import json
 import re
 from datetime import datetime, timezone
@@ -7,6 +8,7 @@ from typing import Any
 
 from .batch_store import Folder, LocalFolder, is_plain_name
 from .errors import FolderError
+from .folder_names import Saver, free_name, target_names
 
 MANIFEST = "eam_batch.jsonl"
 # Where nothing can be appended, a file holds so many lines and is written anew with each; then the next one begins.
@@ -36,7 +38,7 @@ class Manifest:
         self.records: dict[str, Record] = {}
         self.started: Record | None = None
         self._waiting: list[str] = []
-        self._torn = False
+        self._torn = self._pressing = False
         segments = sorted(name for name in names if _SEGMENT.fullmatch(name))
         for name in [MANIFEST] * (MANIFEST in names) + segments:
             data = folder.peek(name) or b""
@@ -57,34 +59,44 @@ class Manifest:
             self.records.clear()
         replaces = anew or self.replaces
         self.started = self.add("started", settings=settings, first=anew or not self.started, anew=replaces)
+        self.flush()
 
     @property
     def replaces(self) -> bool:
         """Whether this batch may replace files that it did not write."""
         return bool(self.started and self.started["anew"])
 
+    def settings_name(self) -> str:
+        """Return a short name of the settings that hold, by which a picture's line refers to them."""
+        settings = self.started and self.started["settings"]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
     def add(self, state: str, name: str = "", **fields: Any) -> Record:
-        """Add a line; it is on the disk when this returns, unless it says no more than that a picture was begun.
+        """Add a line, which is on the disk after the next `flush`.
 
         Args:
             state: begun, writing, done or failed of a picture; started, stopped or finished of the batch.
             name: of the picture; empty for the whole batch.
             fields: what else to write, as JSON.
-
-        Raises:
-            EAMError: it could not be written.
         """
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         record = {"time": now, "state": state, **({"name": name} if name else {}), **fields}
         self._waiting.append(json.dumps(record) + "\n")
-        if state != "begun":
-            self._flush()
-        if name and state != "begun":
-            self.records[name] = record
+        if state != "begun":  # of which nobody's work depends
+            self._pressing = True
+            if name:
+                self.records[name] = record
         return record
 
-    def _flush(self) -> None:
-        lines, self._waiting = self._waiting, []
+    def flush(self) -> None:
+        """Wait until the disk or store has all lines; those that say no more than what was begun wait for others.
+
+        Raises:
+            EAMError: they could not be written.
+        """
+        if not self._pressing:
+            return
+        lines, self._waiting, self._pressing = self._waiting, [], False
         if isinstance(self._folder, LocalFolder):
             text = "\n" * self._torn + "".join(lines)
             self._folder.append(MANIFEST, text.encode("ascii"))
@@ -127,6 +139,18 @@ def check_settings(manifest: Manifest, settings: dict[str, Any]) -> None:
         f"expected the settings that the output folder was begun with ({name} {old.get(name)}), got {name} "
         f"{new.get(name)}; choose another output folder, or do all pictures again with --overwrite"
     )
+
+
+def choose_targets(names: list[str], manifest: Manifest) -> dict[str, str]:
+    """Name every picture's result; a picture that has one already keeps it, whatever came into the folder since."""
+    wanted = target_names(names, [Saver(key="batch")])
+    kept = {name: str(record["output"]) for name, record in manifest.records.items() if "output" in record}
+    taken = {target.casefold() for target in kept.values()}
+    targets: dict[str, str] = {}
+    for name in names:
+        targets[name] = kept.get(name) or free_name(wanted[name][0], taken)
+        taken.add(targets[name].casefold())
+    return targets
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,9 @@ class RayEngine:
 
     def receive(self, timeout: float) -> list[tuple[int, Message]]:
         """See `batch.Engine`."""
-        ready, _ = self._ray.wait(list(self._answers), num_returns=1, timeout=timeout)
+        waiting = list(self._answers)
+        self._ray.wait(waiting, num_returns=1, timeout=timeout)
+        ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
         return [(self._answers.pop(reference), self._answer(reference)) for reference in ready]
 
     def close(self) -> None:

@@ -116,6 +116,23 @@ def test_picture_of_a_dead_worker_is_tried_again_and_given_up_after_three(folder
     assert go(source, output)[1].ok == ["3.png"]
 
 
+def test_worker_that_dies_right_after_its_answer_is_not_told_to_write(folders):
+    source, output = folders
+
+    class Hasty(Workers):
+        def send(self, slot, message):
+            super().send(slot, message)
+            if message.get("name") == "2.png" and not self.died:
+                self.died = True
+                self.answers.append((slot, DIED))
+
+    engine = Hasty(source, output)
+    engine.died = False
+    _, told = go(source, output, engine)
+    assert sorted(told.ok) == [f"{number}.png" for number in range(5)]
+    assert states(output, "2.png") == ["begun", "writing", "begun", "writing", "done"]
+
+
 def test_failed_pictures_are_told_and_a_lasting_error_ends_all(folders):
     source, output = folders
     failed = {"state": "failed", "error": "2.png: expected a picture"}
