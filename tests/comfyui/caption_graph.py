@@ -42,8 +42,12 @@ class Pressed:
 
 
 def free(server: ComfyServer) -> None:
+    """Make ComfyUI forget all results and unload all models."""
     body = {"free_memory": True, "unload_models": True}
     requests.post(f"{server.url}/free", json=body, timeout=60).raise_for_status()
+    # It does so between two prompts, on a busy machine only after the next one.
+    nothing = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+    server.run({"1": nothing, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
 
 
 def kept(server: ComfyServer) -> Path:

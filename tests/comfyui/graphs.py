@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
+from caption_graph import free
 from comfy_host import ComfyServer, ExecutionError
 from PIL import Image
 from safetensors.torch import load_file
@@ -90,9 +90,7 @@ def applied(graph: Graph, **changes: Any) -> Node:
 
 def fresh(server: ComfyServer) -> Graph:
     """Return an empty graph after ComfyUI forgot all results and unloaded all models."""
-    requests.post(
-        f"{server.url}/free", json={"free_memory": True, "unload_models": True}, timeout=60
-    ).raise_for_status()
+    free(server)
     return Graph(server)
 
 
