@@ -55,7 +55,7 @@ def batch_command(args: argparse.Namespace) -> int:
 
     if args.num_workers < 0:
         raise EAMError(f"expected --num-workers of at least 1, got {args.num_workers}; leave it out for the usual")
-    config, model = restore_config(args), model_choice(args)
+    config, model = restore_config(args), model_choice(args).absolute()
     source, output = open_folder(args.input), open_folder(args.output)
     sizes = source.pictures(args.subfolders)
     _make(output, source, args.subfolders)

@@ -152,7 +152,7 @@ def model_choice(args: argparse.Namespace) -> "ModelChoice":
     paths = {name: str(getattr(args, name) or getattr(EMBEDDED, name)) for name in ("base", "control", "autoencoder")}
     encoders = {name: str(path) for name in ("text_encoders", "image_encoder") if (path := getattr(args, name))}
     settings = dict(text.split("=", 1) if "=" in text else (text, "") for text in args.control_setting)
-    return ModelChoice(**paths, **encoders, device=args.device, control_settings=settings)
+    return ModelChoice(**paths, **encoders, device=args.device, control_settings=settings, compiled=args.compile)
 
 
 def load_restorer(args: argparse.Namespace, config: "RestoreConfig") -> "Restorer":
@@ -164,6 +164,4 @@ def load_restorer(args: argparse.Namespace, config: "RestoreConfig") -> "Restore
     restorer, notes = model_choice(args).load(config)
     for note in notes:
         print(printable(note), file=sys.stderr, flush=True)
-    if args.compile:
-        restorer.compile(config)
     return restorer

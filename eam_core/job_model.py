@@ -1,8 +1,9 @@
 """Which model a command or a worker restores with: weight files and a device, as plain text that can be sent on."""
 
 import hashlib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ class ModelChoice:
     Attributes:
         device: "auto" takes CUDA or MPS where there is one.
         control_settings: other values of what the control leaves open, as text.
+        compiled: whether to compile the model, see `Restorer.compile`.
     """
 
     base: str
@@ -31,6 +33,12 @@ class ModelChoice:
     image_encoder: str | None = None
     device: str = "auto"
     control_settings: Mapping[str, str] = field(default_factory=dict)
+    compiled: bool = False
+
+    def absolute(self) -> "ModelChoice":
+        """Return the same with paths that hold whatever folder a worker runs in."""
+        names = ("base", "control", "autoencoder", "text_encoders", "image_encoder")
+        return replace(self, **{name: os.path.abspath(path) for name in names if (path := getattr(self, name))})
 
     def load(self, config: "RestoreConfig") -> "tuple[Restorer, list[str]]":
         """Load the model and check that it serves the settings.
@@ -57,6 +65,8 @@ class ModelChoice:
             restorer.check(config)
         except ValueError as error:  # a caller's mistake inside the library is the user's, who chose the value
             raise EAMError(str(error)) from error
+        if self.compiled:
+            restorer.compile(config)
         return restorer, [f"{Path(self.control).name}: {note}" for note in restorer.model.control.params.notes]
 
     def fingerprint(self) -> dict[str, object]:

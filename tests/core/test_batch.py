@@ -65,13 +65,11 @@ class Workers:
         answers, self.answers = self.answers, []
         return answers
 
-    def close(self):
-        pass
+    close = staticmethod(lambda: None)
 
 
 class NoLock:
-    def check(self):
-        pass
+    check = staticmethod(lambda: None)
 
 
 SETTINGS = {"input": "in", "config": {"seed": 3, "scale": 2.0}}
@@ -233,7 +231,7 @@ def batch(capsys, *args):
 
 @pytest.fixture
 def store(one_thread):
-    """URLs of two new folders in fsspec's store in memory, the first of three pictures, one of them bad."""
+    """Fsspec's store in memory, and URLs of two new folders in it."""
     name = uuid.uuid4().hex
     files = fsspec.filesystem("memory")
     yield files, f"memory://{name}/in", f"memory://{name}/out"
@@ -260,8 +258,7 @@ def test_store_gets_what_upscale_makes(store, tiny_options, tmp_path, capsys):
     assert (status, out) == (1, "") and "2 of 3 pictures were finished before" in err
     refused(batch(capsys, source, target, *options, "--seed", "5"), "seed 0", "got config seed 5", "--overwrite")
     files.rm_file(f"{source.removeprefix('memory:/')}/10.png")
-    status, out, _ = batch(capsys, source, target, *options, "--seed", "5", "--overwrite")
-    assert status == 0 and len(out.splitlines()) == 2
+    assert batch(capsys, source, target, *options, "--seed", "5", "--overwrite")[0] == 0
 
 
 def test_store_is_used_by_one_batch_at_a_time(store):
@@ -300,4 +297,4 @@ def test_what_cannot_work_is_refused_in_one_sentence(tmp_path, capsys):
 
 
 def _has(package):
-    return importlib.util.find_spec(package) is not None
+    return bool(importlib.util.find_spec(package))
