@@ -2,9 +2,10 @@
 
     python tests/bench/bench.py --out output [--only mmdit_forward start] [--markdown docs/results/speed.md]
 
-Writes OUT/bench.json, a list of {row, name, value, bar, state}, and OUT/bench.md with machine and versions. Each script
-runs in a process of its own and prints what it does; one that fails leaves its rows out, is named and ends the run
-with status 1. Figures are ratios within one run; let nothing else run.
+Writes OUT/bench.json, a list of {row, name, value, bar, state}, and OUT/bench.md with machine and versions; row 0 is
+what one means of saving time gives alone. Each script runs in a process of its own and prints what it does; one that
+fails leaves its rows out, is named and ends the run with status 1. Figures are ratios within one run; let nothing else
+run.
 """
 
 import argparse
@@ -23,6 +24,8 @@ SCRIPTS = (
     "control_step",
     "tiling",
     "whole_restoration",
+    "means",
+    "lr_memory",
     "restore_gpu",
     "comfy_memory",
     "memory",
@@ -56,11 +59,19 @@ def table(rows: list[report.Row]) -> str:
         + ".",
         "Rows without a figure need a GPU.",
         "",
-        "| # | what | figure | bar | |",
-        "|---|---|---|---|---|",
-        *(row.line() for row in rows),
+        *_section([row for row in rows if row.row], "#"),
+        "",
+        "## Each means alone",
+        "",
+        "Time with it over time without it; it pays below 1.",
+        "",
+        *_section([row for row in rows if not row.row], ""),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _section(rows: list[report.Row], number: str) -> list[str]:
+    return [f"| {number} | what | figure | bar | |", "|---|---|---|---|---|", *(row.line() for row in rows)]
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ class Row:
     """One figure against its bar.
 
     Attributes:
-        row: number in the table of bars; several figures may share one.
+        row: number in the table of bars; several figures may share one, and 0 is none of them.
         name: what was measured, sizes included.
         value: the figure; None where this machine cannot tell.
         bar: limit.
@@ -52,7 +52,7 @@ class Row:
     def line(self) -> str:
         """Return it as a line of the Markdown table."""
         value = "" if self.value is None else f"{self.value:.3g}"
-        return f"| {self.row} | {self.name} | {value} | {self.limit} {self.bar:g} | {self.state} |"
+        return f"| {self.row or ''} | {self.name} | {value} | {self.limit} {self.bar:g} | {self.state} |"
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
