@@ -115,9 +115,10 @@ class Progress:
         return self.previewer.decode_latent_to_preview_image("JPEG", latents)
 
     def _show(self, value: int, preview: Any = None) -> None:
-        # A second round in a step must not run the bar backwards.
-        value = max(value, self.bar.current)
-        self.bar.update_absolute(value, self.num_steps * self.num_tiles, preview)
+        total = self.num_steps * self.num_tiles
+        # A second round in a step must not run the bar backwards, nor must steps with other tiles.
+        value = max(value, int(self.bar.current * total // self.bar.total))
+        self.bar.update_absolute(value, total, preview)
 
 
 class GrowingPicture:

@@ -117,9 +117,10 @@ class TiledSampler(io.ComfyNode):
                 io.Int.Input(
                     "tile_batch",
                     default=1,
-                    min=1,
+                    min=0,
                     max=64,
-                    tooltip="Tiles at once: faster where memory allows; the result is the same.",
+                    tooltip="Tiles at once: faster where memory allows; the result is the same. 0: as many as fit, "
+                    "measured on a GPU, 1 on a CPU.",
                 ),
                 io.Float.Input(
                     "cfg_end",

@@ -128,10 +128,10 @@ def _folded() -> list[io.WidgetInput]:
         io.Int.Input(
             "tile_batch",
             default=1,
-            min=1,
+            min=0,
             max=64,
             optional=True,
-            tooltip="Tiles at once: faster on a large GPU, and the result is the same.",
+            tooltip="Tiles at once: faster on a large GPU, and the result is the same. 0: as many as fit, measured.",
         ),
         io.Combo.Input(
             "color_fix",

@@ -61,7 +61,14 @@ class Run:
     def sampler(self, **changes: Any) -> str:
         links = {"model": self.model, "positive": [self.applied, 1], "negative": [self.applied, 2]}
         numbers = {"seed": 3, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "sgm_uniform"}
-        numbers |= {"start_sigma": 1.0, "fidelity": 0.0, "tile": 64, "overlap": 32, "tile_batch": 1}
+        numbers |= {
+            "start_sigma": 1.0,
+            "fidelity": 0.0,
+            "tile": 64,
+            "overlap": 32,
+            "tile_batch": 1,
+            "blend_every_step": True,
+        }
         return self.add("EAM_TiledSampler", latent=[self.applied, 3], **links | numbers | changes)
 
     def latents(self, sampled: str, slot: int = 0) -> torch.Tensor:
