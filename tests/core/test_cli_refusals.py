@@ -35,7 +35,7 @@ def test_bad_picture_in_a_subprocess(tiny_options, tmp_path):
         (["--tile", "100"], ["tile", "got 100"]),
         (["--tile", "528"], ["512 pixels"]),
         (["--overlap", "120"], ["overlap", "got 120 pixels", "128"]),
-        (["--tile-batch", "0"], ["tile batch"]),
+        (["--tile-batch", "-1"], ["tile_batch", "got -1"]),
         (["--seed", "-1"], ["seed", "-1"]),
         (["--fidelity", "2"], ["fidelity"]),
         (["--color-fix", "sepia"], ["wavelet", "sepia"]),
