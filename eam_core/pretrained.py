@@ -1,5 +1,6 @@
 """Optional packages (diffusers, transformers) and what they load from local folders, with errors for people."""
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,34 @@ def load_module(kind: Any, folder: Path, what: str, **options: Any) -> Any:
     """
     check_folder(folder, what)
     held = count_numbers(folder, what)
-    wanted = _guarded(folder, what, lambda: _count_wanted(kind, folder))
+    check_share(_guarded(folder, what, lambda: _made_from(kind, folder)), held, folder, what)
+    options = {"local_files_only": True, "use_safetensors": True, **options}
+    return _guarded(folder, what, lambda: kind.from_pretrained(str(folder), **_trust(kind), **options))
+
+
+def check_share(make: Callable[[], Any], held: int, folder: Path, what: str) -> None:
+    """Refuse settings that ask for a network much larger than its files; it is made without taking memory.
+
+    Args:
+        make: makes the network.
+        held: numbers in its files.
+        folder: where they lie.
+        what: names it for people.
+
+    Raises:
+        CheckpointError: it is too large, or cannot be made.
+    """
+
+    def count() -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in make().parameters())
+
+    wanted = _guarded(folder, what, count)
     if wanted > _MAX_SHARE * held + _SMALL:
         raise CheckpointError(
             f"expected {what} in {folder}, but its config.json asks for {wanted} numbers and the files hold {held}; "
             "download the folder again"
         )
-    options = {"local_files_only": True, "use_safetensors": True, **options}
-    return _guarded(folder, what, lambda: kind.from_pretrained(str(folder), **_trust(kind), **options))
 
 
 def load_tokenizer(kind: Any, folder: Path, what: str, **options: Any) -> Any:
@@ -81,11 +102,10 @@ def _trust(kind: Any) -> dict[str, bool]:
     return {"trust_remote_code": False} if hasattr(kind, "config_class") else {}
 
 
-def _count_wanted(kind: Any, folder: Path) -> int:
-    """Return how many numbers a network of the folder's settings would have; none of them takes memory."""
-    with torch.device("meta"):
-        if hasattr(kind, "config_class"):  # transformers
-            module = kind(kind.config_class.from_pretrained(str(folder), local_files_only=True))
-        else:
-            module = kind.from_config(kind.load_config(str(folder), local_files_only=True))
-    return sum(parameter.numel() for parameter in module.parameters())
+def _made_from(kind: Any, folder: Path) -> Callable[[], Any]:
+    """Return what makes a network of the folder's settings."""
+    if hasattr(kind, "config_class"):  # transformers
+        config = kind.config_class.from_pretrained(str(folder), local_files_only=True)
+        return lambda: kind(config)
+    config = kind.load_config(str(folder), local_files_only=True)
+    return lambda: kind.from_config(config)

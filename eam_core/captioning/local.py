@@ -13,7 +13,7 @@ from ..device import usual_dtype
 from .chat_layout import ChatLayout, Laid
 from .messages import CaptionError, Conversation, GenerateConfig, OnToken
 from .model_device import choose_device, usual_device
-from .model_folder import load, model_config, open_folder, package_class, transformers
+from .model_folder import load, model_config, open_folder, package_class, refuse_oversized, transformers
 from .model_memory import margin_bytes, out_of_memory, refuse_too_little
 from .model_watch import TokenCount, Watch, Workshop
 from .seeded_sampling import SeededSampling
@@ -77,7 +77,14 @@ class LocalModel:
     @property
     def required_bytes(self) -> int:
         """Return the bytes of the weights in `dtype`, with keys, values and activations of a whole batch."""
-        return self.folder.weight_bytes(self.dtype) + margin_bytes(self.config, self.dtype, self.batch_size)
+        try:
+            margin = margin_bytes(self.config, self.dtype, self.batch_size)
+        except (ArithmeticError, AttributeError, TypeError, ValueError) as error:  # transformers looks at some only
+            raise CaptionError(
+                f"expected the sizes of a model in {self.folder.path / 'config.json'}, got others ({error}); "
+                "download it again"
+            ) from error
+        return self.folder.weight_bytes(self.dtype) + margin
 
     @property
     def module(self) -> nn.Module:
@@ -221,6 +228,8 @@ class LocalModel:
         needed = self.required_bytes if on_cpu else self.folder.weight_bytes(self.dtype)
         refuse_too_little(self.folder.path.name, needed, torch.device("cpu"))
         kind, what = package_class("AutoModelForImageTextToText"), "a vision-language model"
+        with _quiet():
+            refuse_oversized(kind, self.folder, self.config, what)
         # dtype is spelt torch_dtype by transformers 4, which 5 still takes.
         options = {"use_safetensors": True, "torch_dtype": self.dtype, "output_loading_info": True}
         with _quiet():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import EAMError
-from ..pretrained import import_package
+from ..pretrained import check_share, import_package
 from ..pretrained_checks import check_folder
 from ..vision import transformers_class
 from ..weight_files import read_weights
@@ -45,7 +45,8 @@ class ModelFolder:
         Raises:
             CaptionError: a file cannot be read.
         """
-        kind = next(iter(self.config.get("architectures") or []), self.config["model_type"])
+        named = self.config.get("architectures")
+        kind = named[0] if isinstance(named, list) and named else self.config["model_type"]
         return f"{kind} {self.path.name} {fingerprint(self.path, self.weights, tick)}"
 
     @cached_property
@@ -87,9 +88,9 @@ def open_folder(path: Path) -> ModelFolder:
         raise CaptionError(str(error)) from error
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CaptionError(f"expected JSON in {config_file}, but it is damaged ({error}); download it again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    except OSError as error:
+        raise CaptionError(f"expected a readable {config_file}, got {error.strerror}; check its rights") from error
+    if not isinstance(config.get("model_type"), str):
         raise CaptionError(
             f"expected a transformers model in {path}, but its config.json names no model_type; choose {GOOD_MODELS}"
         )
@@ -121,6 +122,18 @@ def model_config(folder: ModelFolder) -> Any:
             f"choose {GOOD_MODELS}"
         )
     return config
+
+
+def refuse_oversized(kind: Any, folder: ModelFolder, config: Any, what: str) -> None:
+    """Refuse settings that ask for a network much larger than the weight files.
+
+    Raises:
+        CaptionError: they do, or no network can be made of them.
+    """
+    try:
+        check_share(lambda: kind.from_config(config), folder.numbers, folder.path, what)
+    except EAMError as error:
+        raise CaptionError(str(error)) from error
 
 
 def transformers() -> Any:

@@ -71,7 +71,7 @@ def test_folders_without_a_model(local_copy, tmp_path, captioning_models):
     captioning_models.edit_json(local_copy / "config.json", model_type=None)
     refused(local_copy, "its config.json names no model_type")
     (local_copy / "config.json").write_text("{")
-    refused(local_copy, "expected JSON in .*config.json, but it is damaged")
+    refused(local_copy, "expected a model's settings in .*config.json, but it is damaged")
 
 
 def test_models_that_cannot_be_run(local_copy, tmp_path, captioning_models):

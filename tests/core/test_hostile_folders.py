@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from eam_core.captioning.local import LocalModel
+from eam_core.captioning.messages import CaptionError
 from eam_core.errors import CheckpointError
 from eam_core.pretrained import load_module
 from eam_core.pretrained_checks import check_folder
@@ -71,3 +73,18 @@ def test_a_network_larger_than_its_files_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setattr("eam_core.pretrained._SMALL", 2**41)
     load_module(Greedy, tmp_path, "a network")
     assert Greedy.loaded == [{"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}]
+
+
+def test_a_captioner_whose_settings_ask_for_more_than_its_files_hold(local_copy, captioning_models):
+    config = json.loads((local_copy / "config.json").read_text(encoding="utf-8"))
+    text = config["text_config"]
+
+    def refused(message: str, **changes) -> None:
+        captioning_models.edit_json(local_copy / "config.json", text_config=text | changes)
+        with pytest.raises(CaptionError, match=message):
+            LocalModel(local_copy, device="cpu").read()
+
+    refused("asks for [0-9]+ numbers and the files hold", vocab_size=2**24)
+    refused(r"expected .*config", num_attention_heads=0, head_dim=None)
+    refused("is beyond 512", num_hidden_layers=100_000)
+    refused(r"expected .*config", hidden_size="wide")

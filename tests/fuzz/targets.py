@@ -149,7 +149,9 @@ def model_config(data: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(data)
     (folder / "model.safetensors").write_bytes(samples.file_of(b"{}", b""))
     check_folder(folder, "a model")
-    open_folder(folder)
+    found = open_folder(folder)
+    assert found.numbers == 0
+    found.identify(lambda: None)
 
 
 def folder_list(data: bytes, folder: Path) -> None:

@@ -113,13 +113,17 @@ def test_command_encodes_each_caption_and_the_empty_one_as_the_encoders_do(encod
 
 
 def test_each_encoder_is_loaded_once_for_many_batches(cache_text_main, monkeypatch):
-    loaded, load = [], sd3.load_pretrained
+    loaded = []
 
-    def noting(kind, folder, *more, **options):
-        loaded.append(folder.name)
-        return load(kind, folder, *more, **options)
+    def noting(load):
+        def note(kind, folder, *more, **options):
+            loaded.append(folder.name)
+            return load(kind, folder, *more, **options)
 
-    monkeypatch.setattr(sd3, "load_pretrained", noting)
+        return note
+
+    for name in ("load_module", "load_tokenizer"):
+        monkeypatch.setattr(sd3, name, noting(getattr(sd3, name)))
     cache_text_main("--batch-size", "1")
     parts = ["text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"]
     assert sorted(loaded) == parts
@@ -135,7 +139,8 @@ def test_a_second_run_encodes_only_what_is_new(cache_text_main, photos, capsys, 
     after = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(after) == len(before) + 1
     assert before.items() <= after.items()
-    monkeypatch.setattr(sd3, "load_pretrained", lambda *a, **k: pytest.fail("nothing is left to encode"))
+    for name in ("load_module", "load_tokenizer"):
+        monkeypatch.setattr(sd3, name, lambda *a, **k: pytest.fail("nothing is left to encode"))
     cache_text_main()
 
 
