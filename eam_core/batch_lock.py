@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from .batch_store import Folder
+from .batch_store import Folder, refuse_links
 from .errors import DiskError, EAMError, FolderError
 from .file_lock import held
 
@@ -47,6 +47,7 @@ def locked(folder: Folder, lease: float = 30.0) -> Iterator[Lock]:
         FolderError: another batch holds it.
     """
     if folder.path is not None:
+        refuse_links(folder, LOCK)
         with _system_lock(folder.path / LOCK) as lock:
             yield lock
         return

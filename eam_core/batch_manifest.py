@@ -6,7 +6,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
-from .batch_store import Folder, LocalFolder, is_plain_name
+from .batch_store import Folder, LocalFolder, is_plain_name, refuse_links
 from .errors import FolderError
 from .folder_names import Saver, free_name, target_names
 
@@ -30,7 +30,7 @@ class Manifest:
         names: of the files in it.
 
     Raises:
-        FolderError: it cannot be read.
+        FolderError: it cannot be read, or is no plain file.
     """
 
     def __init__(self, folder: Folder, names: list[str]) -> None:
@@ -39,6 +39,7 @@ class Manifest:
         self.started: Record | None = None
         self._waiting: list[str] = []
         self._torn = self._pressing = False
+        refuse_links(folder, MANIFEST)
         segments = sorted(name for name in names if _SEGMENT.fullmatch(name))
         for name in [MANIFEST] * (MANIFEST in names) + segments:
             data = folder.peek(name) or b""

@@ -116,12 +116,14 @@ class LocalFolder:
 
     def peek(self, name: str) -> bytes | None:
         """See `Folder`."""
+        path = self._root / name
         try:
-            return (self._root / name).read_bytes()
+            # A pipe would wait for a writer for ever.
+            return path.read_bytes() if path.is_file() else None
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise FolderError(f"{self._root / name}: expected a readable file ({error.strerror}); check it") from error
+            raise FolderError(f"{path}: expected a readable file ({error.strerror}); check it") from error
 
     def write(self, name: str, data: bytes) -> None:
         """See `Folder`."""
@@ -168,6 +170,17 @@ def is_plain_name(name: object) -> bool:
     if not isinstance(name, str) or set(name) & set("\\\0") or re.match(r"[A-Za-z]:", name):
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def refuse_links(folder: Folder, name: str) -> None:
+    """Refuse to write one of the batch's own files where a link would lead elsewhere, or a pipe would wait.
+
+    Raises:
+        FolderError: the name is taken by something that is no plain file.
+    """
+    path = folder.path and folder.path / name
+    if path and (path.is_symlink() or (path.exists() and not path.is_file())):
+        raise FolderError(f"{name}: expected a plain file in the output folder, got another kind; remove it")
 
 
 def tidy(folder: Folder, names: dict[str, int]) -> None:
