@@ -5,11 +5,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ..safetensors_header import MAX_HEADER_BYTES
 from .messages import CaptionError
 
 _SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _SAMPLE = 256  # bytes of each tensor
-_LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
+_LONGEST_SETTINGS = 2**28  # bytes; the largest tokenizers have 35 MB
 
 
 def fingerprint(folder: Path, weights: Sequence[Path], tick: Callable[[], None]) -> str:
@@ -27,6 +28,11 @@ def fingerprint(folder: Path, weights: Sequence[Path], tick: Callable[[], None])
     try:
         for file in sorted({file for pattern in _SETTINGS for file in folder.glob(pattern) if file.is_file()}):
             tick()
+            size = file.stat().st_size
+            if size > _LONGEST_SETTINGS:
+                raise CaptionError(
+                    f"expected settings of at most {_LONGEST_SETTINGS} bytes, got {size} in {file}; download it again"
+                )
             content = file.read_bytes()
             known.update(f"{file.name} {len(content)} ".encode(errors="surrogateescape") + content)
         for file in weights:
@@ -45,7 +51,7 @@ def _samples(file: Path) -> Iterator[bytes]:
     """Yield the header of a safetensors file, and a few bytes from the middle of each tensor."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        header = opened.read(min(length, _LONGEST_HEADER))
+        header = opened.read(min(length, MAX_HEADER_BYTES))
         yield header
         for start, end in _tensors(header):
             size = min(_SAMPLE, end - start)

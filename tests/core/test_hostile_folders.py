@@ -88,3 +88,12 @@ def test_a_captioner_whose_settings_ask_for_more_than_its_files_hold(local_copy,
     refused(r"expected .*config", num_attention_heads=0, head_dim=None)
     refused("is beyond 512", num_hidden_layers=100_000)
     refused(r"expected .*config", hidden_size="wide")
+
+
+def test_settings_of_a_captioner_without_end(local_copy):
+    with (local_copy / "tokenizer.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(
+        CaptionError, match=r"expected settings of at most [0-9]+ bytes, got 1099511627776 in .*tokenizer"
+    ):
+        LocalModel(local_copy, device="cpu").folder.identify(lambda: None)
