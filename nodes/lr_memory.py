@@ -106,7 +106,7 @@ def remembered(
         limit=lambda: min(MOST_BYTES, (memories.num_bytes + spare()) // 2),
         key=(key, id(origin.source), given.dtype),
         repeats=repeats,
-        pays=lambda: repeats > 1 and 2 * num_bytes <= spare(),
+        pays=lambda: repeats > 1 and num_bytes <= min(MOST_BYTES, spare() // 2),
     )
 
 

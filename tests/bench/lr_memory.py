@@ -9,7 +9,6 @@ ComfyUI runs in this process, without its server. The last column is how far the
 
 # ruff: noqa: E402 (ComfyUI can be imported only after what stands above it)
 import importlib
-import importlib.util
 import logging
 import sys
 import tempfile
@@ -41,10 +40,10 @@ def pack(comfyui: Path) -> Callable[[str], ModuleType]:
     import comfy.sd
 
     sys.argv = own
-    spec = importlib.util.spec_from_file_location("eam", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    assert spec and spec.loader
-    sys.modules["eam"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["eam"])
+    # Their own __init__ files would bring in the server, and with it every node.
+    for name, folder in (("eam", ROOT), ("eam.nodes", ROOT / "nodes"), ("eam.eam_core", ROOT / "eam_core")):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
     logging.getLogger().setLevel(logging.WARNING)
     return lambda name: importlib.import_module(f"eam.{name}")
 
