@@ -27,6 +27,9 @@ def compile_in_place(model: nn.Module, warm_up: Callable[[], object], *, backend
     nn.Module.compile(model, backend=backend)
     try:
         warm_up()
+    except EAMError:  # the model's own
+        model._compiled_call_impl = None
+        raise
     except Exception as error:  # each backend and compiler has its own
         model._compiled_call_impl = None
         cause = getattr(error, "inner_exception", error)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .flow import denoised_from_velocity, timestep
+from .flow import denoised_from_velocity, schedule, timestep
 from .full_precision import in_float32
 from .guidance import (
     cfg,
@@ -22,8 +22,9 @@ from .model.family import LRState
 from .model.psi_dit import PsiDiT
 from .restore_config import RestoreConfig
 from .tile_batch import TileBatch, meter_for
+from .tile_plan import overlaps_in
 from .tile_run import TileRun
-from .tiling import Box
+from .tiling import Box, TileGrid
 
 LR_MEMORY_BYTES = 2**30  # remembered LR keys and values of all tiles; tiles beyond are computed anew at each step
 
@@ -73,12 +74,13 @@ class TiledDenoiser:
             tile_batch,
             precisely,
             blend_every_step=config.blend_every_step,
-            moves=not model.control.can_remember,
         )
         self.image_tokens = None if image_tokens is None else image_tokens.to(lr_latents.device, self.dtype)
         self.control_range = tuple(
             percent_to_sigma(percent, config.shift) for percent in (config.control_start, config.control_end)
         )
+        sigmas = schedule(config.steps, config.shift, config.sigma_start, scheduler=config.scheduler)
+        self.sigmas = sigmas[:-1].tolist()  # of the calls: one in each step
         self.on_progress, self.steps_done, self.tiles_done = on_progress, 0, 0
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
@@ -95,24 +97,29 @@ class TiledDenoiser:
                 velocity = cfg(velocity, self._velocity(tiles, sigma, self.negative, lr, control_scale), cfg_scale)
             return denoised_from_velocity(tiles, velocity, sigma)
 
-        last = config.steps - 1
-        num_tiles = 0
+        step, num_tiles = self.steps_done, 0
+        left = sum(self._grid_of(later).num_tiles for later in range(step + 1, config.steps)) if self.on_progress else 0
+        self.memories.keeps = step < config.steps - 1
 
         def on_tile(done: int, total: int) -> None:
             nonlocal num_tiles
             num_tiles = total
             if self.on_progress:
-                later = range(self.steps_done + 1, config.steps)
-                left = sum(len(self.run.grid_of(step, step == last).boxes) for step in later)
                 self.on_progress(self.tiles_done + done, self.tiles_done + total + left)
 
         def where() -> str:
-            return f"step {self.steps_done + 1} (sigma {sigma:.3f})"
+            return f"step {step + 1} (sigma {sigma:.3f})"
 
-        lr = (self.lr_latents,)
-        denoised = self.run(denoise_tiles, x, where, last=self.steps_done >= last, extras=lr, on_tile=on_tile)
-        self.steps_done, self.tiles_done = self.steps_done + 1, self.tiles_done + num_tiles
+        given = {"step": step, "blend": self._blends(step), "extras": (self.lr_latents,)}
+        denoised = self.run(denoise_tiles, x, where, **given, on_tile=on_tile)
+        self.steps_done, self.tiles_done = step + 1, self.tiles_done + num_tiles
         return restoration_guidance(denoised, self.lr_latents, sigma, config.fidelity, config.sigma_start)
+
+    def _blends(self, step: int) -> bool:
+        return step >= len(self.sigmas) - 1 or overlaps_in(self.sigmas[step], self.sigmas[-1])
+
+    def _grid_of(self, step: int) -> TileGrid:
+        return self.run.grid_of(step, self._blends(step))
 
     def _velocity(self, tiles: Tensor, sigma: float, text: Text, lr: LRState | None, control_scale: float) -> Tensor:
         num = len(tiles)

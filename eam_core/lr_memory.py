@@ -30,6 +30,8 @@ class LRMemories:
         self.kept: dict[tuple[Hashable, Box], _Group] = {}
         self.num_bytes = 0
         self.closed = False
+        self.keeps = True
+        """Whether what is computed now is read again: not in a run's last step."""
 
     def state(
         self,
@@ -58,7 +60,7 @@ class LRMemories:
         groups = [self.kept.get((key, box)) for box in boxes]
         if not any(group is None for group in groups):
             return _joined([(group, box) for group, box in zip(groups, boxes) if group is not None], boxes, repeats)
-        fits = not self.closed and self.num_bytes + num_bytes <= limit()
+        fits = self.keeps and not self.closed and self.num_bytes + num_bytes <= limit()
         if not fits and not pays():
             return None
         group = _Group(remember(lr), tuple(boxes))

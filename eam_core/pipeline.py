@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Restorer:
         """
         self.image_encoder = fitting_tower(model.image_prompt, image_encoder)
         self.model, self.autoencoder, self.text, self.spec = model.eval().requires_grad_(False), autoencoder, text, spec
-        self.device = next(model.parameters()).device
+        self.device, self.compiled = next(model.parameters()).device, False
         wanted = model.base.params.in_channels
         got = self.encode(torch.zeros(1, 3, 16, 16)).shape[1]
         if got != wanted:
@@ -146,6 +147,8 @@ class Restorer:
     def compile(self, config: RestoreConfig, *, backend: str = "inductor") -> None:
         """Compile the transformer for tiles as the settings make them; pays after some thousand tiles on a CPU.
 
+        Tiles overlap in every step from then on, so that all have one size.
+
         Raises:
             CompileError: this machine cannot, see `compiling.compile_in_place`.
         """
@@ -153,6 +156,7 @@ class Restorer:
         latents = torch.zeros(1, self.model.base.params.in_channels, side, side, device=self.device)
         denoiser = TiledDenoiser(self.model, latents, *self._texts(config), config)
         compile_in_place(self.model, lambda: denoiser(latents, config.sigma_start), backend=backend)
+        self.compiled = True
 
     @torch.no_grad()
     def restore(self, image: Tensor, config: RestoreConfig, on_progress: Progress | None = None) -> Tensor:
@@ -173,6 +177,7 @@ class Restorer:
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"expected images [B, 3, H, W], got {tuple(image.shape)}; pass RGB in BCHW order")
         self.check(config)
+        config = replace(config, blend_every_step=config.blend_every_step or self.compiled)
         if not self.model.control.has_strength and config.control_scale not in (0.0, 1.0):
             warnings.warn(NO_STRENGTH, stacklevel=2)
         height, width = image.shape[-2:]

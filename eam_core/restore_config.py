@@ -35,7 +35,7 @@ class RestoreConfig:
         tile: side of a tile in output pixels, a multiple of 16.
         overlap: least overlap of tiles in output pixels.
         tile_batch: tiles per model call; more is faster on a GPU and takes more memory. 0: as many as fit, measured.
-        blend_every_step: let tiles overlap in every step and not in the last one only, see `tile_plan.grid_of_call`.
+        blend_every_step: let tiles overlap in every step and not in the last ones only, see `tile_plan`.
         encoder_noise: for models that start from the LR latents: share of the autoencoder's own spread that is drawn
             around its mean, in [0, 1].
         color_fix: name in `color.COLOR_FIXES`.

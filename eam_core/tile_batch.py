@@ -98,6 +98,8 @@ class TileBatch:
         self.size, self.release, self.tell = max(size, 1), release, tell
         self.meter = meter if size == AUTO else None
         """Until the first tile was measured."""
+        self.headroom = 1.0
+        """How many times as large as the tiles that run now later ones may be."""
 
     def run(self, fn: Callable[[int], Tensor], num_left: int) -> tuple[Tensor, int]:
         """Run as many of the tiles that are left as go at once; half as many where memory runs out, down to one.
@@ -137,7 +139,7 @@ class TileBatch:
             return fn(num)
         meter.start()
         result = fn(num)
-        each = max(1, meter.peak() // num)
+        each = max(1, int(self.headroom * meter.peak()) // num)
         self.size = min(MOST_AUTO, max(1, int(_SHARE * meter.free()) // each))
         self.meter = None
         return result

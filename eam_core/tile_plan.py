@@ -4,6 +4,7 @@ import math
 
 from .tiling import MIN_TILE, TileGrid
 
+BLEND_SIGMA = 0.15  # below, a step changes too little to take borders away; some schedules have many such steps
 _LEAST_SHARE = 0.75  # of the tile: smaller ones show the network too little of the picture
 
 
@@ -30,25 +31,39 @@ def fitting_tile(height: int, width: int, *, tile: int, overlap: int, align: int
     return max(fits) or tile
 
 
-def grid_of_call(grid: TileGrid, call: int, *, last: bool) -> TileGrid:
-    """Return the tiles of one model call: only in the last step need they overlap as far as hides their borders.
+def overlaps_in(sigma: float, last_sigma: float) -> bool:
+    """Tell whether tiles overlap at a noise level: in the last step, and wherever little noise is left."""
+    return sigma <= max(1.0001 * last_sigma, BLEND_SIGMA)
 
-    Every step before it takes away what the borders of the one before left behind, so these take tiles that just meet.
-    Their number along each side alternates from call to call, and with it the places of their borders.
+
+def meeting_tiles(grid: TileGrid, step: int) -> TileGrid:
+    """Return tiles that hardly overlap, for a step after which noise is left to take their borders away.
+
+    Their number along each side alternates from step to step, and with it the places of their borders.
 
     Args:
-        grid: of the last step.
-        call: from 0.
-        last: whether no step follows.
+        grid: of the steps in which tiles overlap.
+        step: from 0.
 
     Returns:
-        Tiles of at most the grid's side, and of at least three quarters of it.
+        Tiles of at most the grid's side, and of at least three quarters of it. The grid itself where borders would
+        stay in their places, and where it is as cheap.
     """
-    if last or len(grid.boxes) == 1:
+    both = [_just_meeting(grid, extra) for extra in (0, 1)]
+    if not all(_moved(*tops) for tops in ((both[0].tops, both[1].tops), (both[0].lefts, both[1].lefts))):
         return grid
-    sides = [side for side in (grid.height, grid.width) if side > grid.tile]
-    numbers = [math.ceil(side / grid.tile) + call % 2 for side in sides]
-    even = max(math.ceil(side / (number * grid.align)) for side, number in zip(sides, numbers))
-    least = math.ceil(max(_LEAST_SHARE * grid.tile, MIN_TILE) / grid.align)
-    tile = min(grid.tile, max(even, least) * grid.align)
+    chosen = both[step % 2]
+    return chosen if chosen.num_pixels < grid.num_pixels else grid
+
+
+def _just_meeting(grid: TileGrid, extra: int) -> TileGrid:
+    sides = grid.height, grid.width
+    units = [grid.tile * _LEAST_SHARE, MIN_TILE]
+    # An axis that one tile covers now stays whole.
+    units += [side if side <= grid.tile else side / (math.ceil(side / grid.tile) + extra) for side in sides]
+    tile = min(grid.tile, math.ceil(max(units) / grid.align) * grid.align)
     return TileGrid(height=grid.height, width=grid.width, tile=tile, overlap=0, align=grid.align)
+
+
+def _moved(starts: list[int], others: list[int]) -> bool:
+    return starts != others or len(starts) == 1

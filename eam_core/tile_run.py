@@ -11,7 +11,7 @@ from .errors import EAMError
 from .model.autoencoder import DOWNSCALE
 from .out_of_memory import OutOfMemory, free_unused, is_out_of_memory
 from .tile_batch import TileBatch
-from .tile_plan import grid_of_call
+from .tile_plan import meeting_tiles
 from .tiling import LEAST_TILE, Box, TileGrid, tiled
 
 Predict = Callable[..., Tensor]
@@ -28,7 +28,7 @@ class NumbersError(EAMError):
 class TileRun:
     """Predict whole latents tile by tile, one call per model call of a sampler; what fails once is not tried again.
 
-    Tiles overlap in the last step, or in every one, see `tile_plan.grid_of_call`.
+    Tiles overlap in the last steps, or in every one, see `tile_plan`.
     Where memory runs out even for one tile, the call begins anew with tiles of half the side, which stay for the run.
     Where a prediction holds NaN or infinite values, which costs one look per call, the call is made again with a look
     at each tile, and such tiles are computed in float32; every later call then looks at each tile.
@@ -41,7 +41,7 @@ class TileRun:
         precisely: Precisely | None,
         *,
         blend_every_step: bool = False,
-        moves: bool = True,
+        may_cut: Callable[[], bool] = lambda: True,
     ):
         """Keep the settings.
 
@@ -50,11 +50,10 @@ class TileRun:
             tile_batch: how many of them run at once.
             precisely: None where the network computes in float32 anyway, or cannot.
             blend_every_step: let them overlap in every step.
-            moves: let the tiles of steps before the last lie elsewhere in every call; False where something is
-                remembered for each of them.
+            may_cut: tells whether tiles may be made smaller at all when memory runs out.
         """
         self.grid, self.tile_batch, self.precisely, self.tell = grid, tile_batch, precisely, tile_batch.tell
-        self.blend_every_step, self.moves, self.num_calls = blend_every_step, moves, 0
+        self.blend_every_step, self.may_cut = blend_every_step, may_cut
         self.careful = self.told = False
 
     def __call__(
@@ -63,7 +62,8 @@ class TileRun:
         x: Tensor,
         where: Callable[[], str],
         *,
-        last: bool = True,
+        step: int = 0,
+        blend: bool = True,
         extras: tuple[Tensor, ...] = (),
         watch: Callable[[Predict, TileGrid], Predict] | None = None,
         on_tile: Callable[[int, int], None] | None = None,
@@ -74,7 +74,8 @@ class TileRun:
             predict: for tiles.
             x: noisy latents [B, C, H, W] of the grid's size.
             where: says which step this is, for messages.
-            last: whether no step follows.
+            step: from 0; tiles that do not overlap lie elsewhere in every step.
+            blend: whether tiles overlap, see `tile_plan.overlaps_in`.
             extras: cut along with x.
             watch: wraps `predict` for one round over all tiles, of which there may be several.
             on_tile: see `tiling.tiled`.
@@ -84,11 +85,13 @@ class TileRun:
             NumbersError: a tile's prediction is not finite in float32 either, or x is not.
         """
         while True:
-            grid = self.grid_of(self.num_calls, last)
+            grid = self.grid_of(step, blend)
+            # A measure of smaller tiles must not let too many of the larger ones run at once later.
+            self.tile_batch.headroom = (
+                self.grid.tile_height * self.grid.tile_width / (grid.tile_height * grid.tile_width)
+            )
             try:
-                result = self._finite(predict, x, grid, where, extras, watch, on_tile)
-                self.num_calls += 1
-                return result
+                return self._finite(predict, x, grid, where, extras, watch, on_tile)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -96,13 +99,13 @@ class TileRun:
             free_unused()  # outside of the handler, which keeps the failed call's tensors
             self._halve(said)
 
-    def grid_of(self, num_calls_before: int, last: bool) -> TileGrid:
-        """Return the tiles of the call after so many, by what is known now."""
-        return grid_of_call(self.grid, num_calls_before if self.moves else 0, last=last or self.blend_every_step)
+    def grid_of(self, step: int, blend: bool) -> TileGrid:
+        """Return the tiles of a step, by what is known now."""
+        return self.grid if blend or self.blend_every_step else meeting_tiles(self.grid, step)
 
     def _halve(self, said: str) -> None:
         before = min(self.grid.tile, max(self.grid.height, self.grid.width)) * DOWNSCALE
-        smaller = self.grid.halved(LEAST_TILE // DOWNSCALE)
+        smaller = self.grid.halved(LEAST_TILE // DOWNSCALE) if self.may_cut() else None
         if smaller is None:
             raise OutOfMemory(
                 f"expected memory for one tile of {before} pixels, got: {said}; close other programs, load the model "

@@ -76,6 +76,21 @@ class TileGrid:
         """Boxes of all tiles, row by row."""
         return [(top, left, self.tile_height, self.tile_width) for top in self.tops for left in self.lefts]
 
+    @property
+    def num_pixels(self) -> int:
+        """How many pixels all tiles have together, those counted twice that two tiles share."""
+        return self.num_tiles * self.tile_pixels
+
+    @property
+    def tile_pixels(self) -> int:
+        """How many pixels a tile has."""
+        return self.tile_height * self.tile_width
+
+    @property
+    def num_tiles(self) -> int:
+        """How many tiles there are."""
+        return len(self.tops) * len(self.lefts)
+
     def scaled(self, scale: Fraction | int) -> "TileGrid":
         """Return the same tiles on a picture of another size.
 

@@ -15,20 +15,21 @@ from torch import Tensor
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
 from ..eam_core.lr_memory import LRMemories
 from ..eam_core.tile_batch import CudaMeter, TileBatch
+from ..eam_core.tile_plan import overlaps_in
 from ..eam_core.tile_run import Predict, TileRun
 from ..eam_core.tiling import Box, TileGrid
 from .full_precision import computes_in, in_float32
-from .hooks import LR_COND, ControlHook
+from .hooks import LR_COND
 from .progress import Progress
 from .tile_conditioning import Cond, TileConditioning, TilePrompts
-from .tile_cuts import conds_for_tiles, whole_conds
+from .tile_cuts import UNCUT, conds_for_tiles, whole_conds
 
 
 @dataclass(frozen=True, kw_only=True)
 class TilingConfig:
     """Tiles of the latents; `tile_batch` of them go through the model at once, 0 for as many as fit.
 
-    They overlap in the last step only, unless `blend_every_step`; see `tile_plan.grid_of_call`.
+    They overlap in the last steps only, unless `blend_every_step`; see `tile_plan`.
     """
 
     tile: int
@@ -119,9 +120,12 @@ class TiledGuider(comfy.samplers.CFGGuider):
         def where() -> str:
             return f"step {max(1, int((sigmas >= 0.9999 * sigma).sum()))} of {len(sigmas) - 1} (sigma {sigma:.3f})"
 
-        # Samplers call between the levels too; after the last one above zero there is no other step.
-        last = sigma <= 1.0001 * float(sigmas[-2])
-        denoised = self.run(grouped, x, where, last=last, watch=watch)
+        # Samplers may call between two levels, which belongs to the step of the one above.
+        step = max(0, int((sigmas >= 0.9999 * sigma).sum()) - 1)
+        last_sigma = float(sigmas[-2])
+        self.memories.keeps = sigma > last_sigma
+        blend = overlaps_in(sigma, last_sigma)
+        denoised = self.run(grouped, x, where, step=step, blend=blend, watch=watch)
         return self._guide(denoised, sigma, sigma_start=float(sigmas[0]))
 
     def _new_run(self, height: int, width: int) -> TileRun:
@@ -141,12 +145,8 @@ class TiledGuider(comfy.samplers.CFGGuider):
             precisely,
             # Neighbours that follow different prompts disagree, which only the blend of every step evens out.
             blend_every_step=self.tiling.blend_every_step or bool(self.tile_prompts.places),
-            moves=not self._remembers(),
+            may_cut=lambda: not any(key in cond for key in UNCUT for conds in self.conds.values() for cond in conds),
         )
-
-    def _remembers(self) -> bool:
-        hooks = self.model_patcher.get_all_wrappers(WrappersMP.APPLY_MODEL)
-        return any(isinstance(hook, ControlHook) and hook.control.can_remember for hook in hooks)
 
     def _grid(self, height: int, width: int) -> TileGrid:
         return TileGrid(height=height, width=width, tile=self.tiling.tile, overlap=self.tiling.overlap)

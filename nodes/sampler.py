@@ -150,8 +150,8 @@ class TiledSampler(io.ComfyNode):
                     "blend_every_step",
                     default=False,
                     optional=True,
-                    tooltip="Let tiles overlap in every step, not in the last one only: up to half as much time again. "
-                    "Try it where borders of tiles show.",
+                    tooltip="Let tiles overlap in every step, not in the last ones only: up to half as much time again. Try "
+                    "it where borders of tiles show.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The restored latents, for VAE Decode.")],
@@ -181,10 +181,10 @@ class TiledSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Put the pieces together; all the work is core's and the guider's."""
         from .guider import TiledGuider
-        from .sampling import make_sigmas, make_tiling, sample
+        from .sampling import STEPLESS, make_sigmas, make_tiling, sample
 
         sigmas = make_sigmas(model, steps, sampler_name, scheduler, start_sigma)
-        tiling = make_tiling(model, tile, overlap, tile_batch, blend_every_step)
+        tiling = make_tiling(model, tile, overlap, tile_batch, blend_every_step or sampler_name in STEPLESS)
         guider = TiledGuider(model, tiling, cfg_start=cfg, cfg_end=cfg_end or cfg, fidelity=fidelity)
         guider.set_conds(positive, negative)
         guider.set_tile_prompts(tile_positive or [], tile_strength)

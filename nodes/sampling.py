@@ -17,6 +17,9 @@ from .guider import TiledGuider, TilingConfig
 from .patcher import native_tile
 from .progress import Progress
 
+STEPLESS = ("dpm_fast", "dpm_adaptive")
+"""Samplers that choose their own noise levels, and never call at the last of the schedule's."""
+
 
 def sample(guider: TiledGuider, latent: dict[str, Any], sampler: Any, sigmas: Tensor, seed: int) -> dict[str, Any]:
     """Draw the noise that core draws for the seed and sample; return the LATENT with its new samples."""

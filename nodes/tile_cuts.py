@@ -13,6 +13,9 @@ from .hooks import LR_COND, check_lr_size
 from .lr_memory import Origin, TileLR
 from .tile_conditioning import Cond
 
+UNCUT = {"control": "a ControlNet", "gligen": "GLIGEN"}
+"""What core cannot cut to a tile, as conditioning holds it and as people call it."""
+
 _FEATHER = 8  # latents; core fades the inner edges of an area over as many
 
 
@@ -33,7 +36,7 @@ def conds_for_tiles(conds: list[Cond], boxes: list[Box], x: Tensor, memories: LR
     """
     tiled_conds = []
     for cond in conds:
-        for key, name in (("control", "a ControlNet"), ("gligen", "GLIGEN")):
+        for key, name in UNCUT.items():
             if key in cond:
                 raise ValueError(
                     f"expected conditioning that can be cut into tiles, got {name}; remove it, or set tile to the "

@@ -120,7 +120,7 @@ def test_two_inputs_of_one_name_have_results_of_their_own(upscale, tmp_path):
     folder.mkdir()
     write(folder / "a.bmp")
     write(folder / "a.png")
-    status, out, err = upscale(folder, tmp_path / "results")
+    status, _, err = upscale(folder, tmp_path / "results")
     assert (status, err) == (0, "")
     results = sorted(path.name for path in (tmp_path / "results").iterdir())
     assert len(results) == 2 and "a.png" in results

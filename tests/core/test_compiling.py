@@ -8,6 +8,7 @@ import torch
 from eam_core.compiling import CompileError
 from eam_core.pipeline import Restorer
 from eam_core.restore_config import RestoreConfig
+from eam_core.tile_run import NumbersError
 
 CONFIG = RestoreConfig(tile=64, overlap=16)
 
@@ -26,6 +27,14 @@ def test_a_compiled_model_gives_the_same_picture_in_tiles_of_other_shapes_too():
     assert torch.equal(restorer.restore(image, CONFIG), before)
     assert calls, "the compiled graph did not run"
     assert torch.allclose(restorer.restore(image, other), before_other, atol=1e-6)
+
+
+def test_errors_of_the_model_keep_their_own_words():
+    restorer = Restorer.embedded()
+    with torch.no_grad():
+        restorer.model.base.final_layer.linear.bias.fill_(float("nan"))
+    with pytest.raises(NumbersError, match="weights may be damaged"):
+        restorer.compile(CONFIG, backend="eager")
 
 
 def test_a_machine_without_compiler_says_so_in_one_sentence_and_still_restores():

@@ -16,6 +16,7 @@ from eam_core.presets import SPECS, fitting_overlap
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import sample_euler
 from eam_core.tile_batch import AUTO, MOST_AUTO, TileBatch
+from eam_core.tile_run import TileRun
 from eam_core.tiling import TileGrid, tiled, tiled_map
 
 SIDE = 72  # latents
@@ -242,3 +243,14 @@ def test_auto_without_a_meter_is_one():
     grid = TileGrid(height=64, width=64, tile=32, overlap=8)
     tiled(lambda tiles, boxes: sizes.append(len(boxes)) or tiles, torch.randn(1, 3, 64, 64), grid, tile_batch=AUTO)
     assert set(sizes) == {1}
+
+
+def test_what_cannot_be_cut_into_tiles_fails_at_once():
+    def predict(tiles, boxes):
+        raise FAILURE
+
+    grid = TileGrid(height=64, width=64, tile=64, overlap=16)
+    run = TileRun(grid, TileBatch(1), None, may_cut=lambda: False)
+    with pytest.raises(OutOfMemory, match="expected memory for one tile of 512 pixels"):
+        run(predict, torch.zeros(1, 4, 64, 64), lambda: "step 1")
+    assert run.grid is grid

@@ -11,8 +11,6 @@ from eam_core.pipeline import Restorer
 from eam_core.presets import ASSETS
 from eam_core.restore_config import RestoreConfig
 from eam_core.seams import seam_ratio
-from eam_core.tile_batch import TileBatch
-from eam_core.tile_run import TileRun
 from eam_core.tiling import TileGrid
 
 SMALL = RestoreConfig(tile=64, overlap=16, sigma_start=1.0)
@@ -65,23 +63,6 @@ def test_progress_counts_the_tiles_that_run(restorer):
     restorer.restore(torch.rand(1, 3, 48, 48), config, lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert {total for _, total in seen} == {len(seen)}
-
-
-def test_tiles_stay_in_place_where_something_is_remembered_for_them():
-    places = []
-
-    def predict(tiles, boxes):
-        places[-1].append(boxes[0])
-        return tiles
-
-    for moves in (True, False):
-        run = TileRun(TileGrid(height=32, width=32, tile=16, overlap=4), TileBatch(1), None, moves=moves)
-        places.clear()
-        for call in range(3):
-            places.append([])
-            run(predict, torch.zeros(1, 4, 32, 32), lambda: "step", last=call == 2)
-        assert (places[0] != places[1]) == moves
-        assert places[2] == run.grid.boxes
 
 
 def test_no_borders_show_after_several_steps(restorer):

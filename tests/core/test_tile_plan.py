@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
+from eam_core.flow import schedule
 from eam_core.images import load_image, resize
 from eam_core.pipeline import AUTOENCODER_TILE, Restorer, autoencoder_tiles
 from eam_core.presets import ASSETS
-from eam_core.tile_plan import fitting_tile, grid_of_call
+from eam_core.tile_plan import fitting_tile, meeting_tiles, overlaps_in
 from eam_core.tiling import TileGrid, tiled_map
 
 
@@ -56,36 +57,55 @@ GRIDS = [
     TileGrid(height=128, width=128, tile=32, overlap=8),
     TileGrid(height=64, width=64, tile=32, overlap=8),
     TileGrid(height=24, width=200, tile=32, overlap=8),
+    TileGrid(height=100, width=300, tile=128, overlap=24),
+    TileGrid(height=128, width=512, tile=128, overlap=24),
     TileGrid(height=137, width=90, tile=32, overlap=8),
     TileGrid(height=140, width=139, tile=128, overlap=32),
+    TileGrid(height=192, width=192, tile=128, overlap=24),
     TileGrid(height=40, width=40, tile=8, overlap=4, align=1),
 ]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_steps_before_the_last_take_fewer_tiles_and_the_last_its_own(grid):
-    steps = [grid_of_call(grid, step, last=step == 4) for step in range(5)]
-    assert steps[-1] is grid
-    for step in steps[:-1]:
+def test_meeting_tiles_cover_the_picture_and_never_cost_more(grid):
+    for step in range(4):
+        tiles = meeting_tiles(grid, step)
         covered = torch.zeros(grid.height, grid.width)
-        for top, left, height, width in step.boxes:
+        for top, left, height, width in tiles.boxes:
             assert height <= grid.tile and width <= grid.tile
             covered[top : top + height, left : left + width] = 1
         assert covered.all()
-        assert 0.75 * grid.tile <= step.tile <= grid.tile and step.tile % grid.align == 0
-        assert (
-            len(step.boxes) * step.tile_height * step.tile_width <= len(grid.boxes) * grid.tile_height * grid.tile_width
-        )
+        assert 0.75 * grid.tile <= tiles.tile <= grid.tile and tiles.tile % grid.align == 0
+        assert tiles.num_pixels <= grid.num_pixels == sum(height * width for _, _, height, width in grid.boxes)
 
 
-def test_borders_move_from_step_to_step_where_tiles_are_many():
+@pytest.mark.parametrize("grid", GRIDS)
+def test_borders_move_from_step_to_step_or_tiles_overlap(grid):
+    even, odd = meeting_tiles(grid, 0), meeting_tiles(grid, 1)
+    for starts, others, length in ((even.tops, odd.tops, even.tile_height), (even.lefts, odd.lefts, even.tile_width)):
+        assert even is grid or odd is grid or len(starts) == 1 or {*starts[1:]} != {*others[1:]}, length
+    assert meeting_tiles(grid, 2) == even
+
+
+def test_how_many_tiles_are_saved():
     grid = TileGrid(height=128, width=128, tile=32, overlap=8)
-    even, odd = grid_of_call(grid, 0, last=False), grid_of_call(grid, 1, last=False)
-    assert (len(grid.tops), len(even.tops), len(odd.tops)) == (5, 4, 5)
-    assert not {*even.tops[1:]} & {*odd.tops[1:]}
-    assert grid_of_call(grid, 2, last=False) == even
+    assert [meeting_tiles(grid, step).num_pixels for step in (0, 1)] == [16 * 32**2, 25 * 26**2]
+    assert grid.num_pixels == 25 * 32**2
 
 
-def test_one_tile_stays_one():
-    grid = TileGrid(height=32, width=20, tile=32, overlap=8)
-    assert grid_of_call(grid, 0, last=False) is grid
+def test_one_tile_and_borders_that_could_not_move_keep_the_grid():
+    for grid in (
+        TileGrid(height=32, width=20, tile=32, overlap=8),
+        TileGrid(height=192, width=192, tile=128, overlap=24),
+    ):
+        assert meeting_tiles(grid, 0) is meeting_tiles(grid, 1) is grid
+
+
+def test_tiles_overlap_in_the_last_step_and_where_little_noise_is_left():
+    few = schedule(4, 1.0, 1.0)[:-1].tolist()
+    assert [overlaps_in(sigma, few[-1]) for sigma in few] == [False, False, False, True]
+    # DiT4SR's schedule ends in a step that changes next to nothing.
+    many = schedule(40, 3.0, scheduler="normal")[:-1].tolist()
+    blended = [sigma for sigma in many if overlaps_in(sigma, many[-1])]
+    assert many[-1] < 0.01 < 0.05 < blended[0] <= 0.15
+    assert 2 <= len(blended) <= 4
