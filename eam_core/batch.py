@@ -137,6 +137,7 @@ class BatchRun:
                 lock.check()
                 for number, answer in engine.receive(_PAUSE):
                     self._take(number, self._slots[number], answer)
+                self._give_idle()
                 # One write for all that came at once: with many workers in a store, it is what a driver waits for.
                 manifest.flush()
                 for number, message in self._outbox:
@@ -196,6 +197,12 @@ class BatchRun:
         elif work:
             self._fail(slot, work, error)
         self._give(number, slot)
+
+    def _give_idle(self) -> None:
+        """Hand on what a worker that is given up has left; others may have had nothing to do since."""
+        for number, slot in enumerate(self._slots):
+            if slot.ready and not slot.given_up and slot.work is None:
+                self._give(number, slot)
 
     def _give(self, number: int, slot: _Slot) -> None:
         if not self._left:

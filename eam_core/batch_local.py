@@ -73,11 +73,17 @@ class LocalEngine:
 
     def _listen(self, slot: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout
-        for line in process.stdout:
-            self._answers.put((slot, process, json.loads(line)))
-        code = process.wait()
-        how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        self._answers.put((slot, process, {"state": "died", "error": f"the worker was {how}"}))
+        error = "the worker could not be listened to"
+        try:
+            for line in process.stdout:
+                self._answers.put((slot, process, _answer(line)))
+            code = process.wait()
+            error = f"the worker was killed by signal {-code}" if code < 0 else f"the worker ended with status {code}"
+        except ValueError as wrong:  # half a line, other bytes than UTF-8, or what a stray print left
+            error = f"the worker's answer could not be read ({' '.join(str(wrong).split())[:200]})"
+            process.kill()
+        finally:
+            self._answers.put((slot, process, {"state": "died", "error": error}))
 
     def _end(self, slot: int) -> None:
         process = self._processes.pop(slot, None)
@@ -87,6 +93,13 @@ class LocalEngine:
             assert process.stdin
             with contextlib.suppress(OSError):
                 process.stdin.close()
+
+
+def _answer(line: str) -> Message:
+    answer = json.loads(line)
+    if not isinstance(answer, dict) or not isinstance(answer.get("state"), str):
+        raise ValueError(f"expected an answer, got {line[:80]!r}")
+    return answer
 
 
 class InlineEngine:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 from .batch_worker import Message, PictureWorker
@@ -51,6 +52,9 @@ class RayEngine:
     def receive(self, timeout: float) -> list[tuple[int, Message]]:
         """See `batch.Engine`."""
         waiting = list(self._answers)
+        if not waiting:
+            time.sleep(timeout)
+            return []
         self._ray.wait(waiting, num_returns=1, timeout=timeout)
         ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
         return [(self._answers.pop(reference), self._answer(reference)) for reference in ready]

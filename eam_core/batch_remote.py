@@ -2,11 +2,10 @@
 
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
-from .batch_store import MARK, Folder, LocalFolder, is_plain_name
+from .batch_store import MARK, Folder, LocalFolder, is_portable
 from .errors import DiskError, FolderError, ImageError
 from .images import INPUT_SUFFIXES, natural_key
 from .picture_files import MAX_FILE_BYTES
@@ -147,10 +146,7 @@ class RemoteFolder:
 def _is_picture(name: str) -> bool:
     if not name.lower().endswith(INPUT_SUFFIXES) or any(re.fullmatch(r"\.[^.].*", part) for part in name.split("/")):
         return False
-    if not is_plain_name(name):
-        warnings.warn(f"{name!r} is left out: no disk can hold a file of that name", stacklevel=3)
-        return False
-    return True
+    return is_portable(name)
 
 
 def _hint(error: ImportError) -> str:

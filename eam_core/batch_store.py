@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Protocol
 
@@ -83,7 +84,9 @@ class LocalFolder:
         """See `Folder`."""
         if not self._root.is_dir():
             raise FolderError(f"{self.url}: expected a folder of pictures, found none there; check its name")
-        names = list_pictures(self._root, subfolders=subfolders)
+        names = [name for name in list_pictures(self._root, subfolders=subfolders) if is_portable(name)]
+        if not names:
+            raise FolderError(f"{self.url}: expected a folder with pictures in it, found none; check the path")
         return {name: _size(self._root / name) for name in names}
 
     def sizes(self) -> dict[str, int]:
@@ -170,6 +173,17 @@ def is_plain_name(name: object) -> bool:
     if not isinstance(name, str) or set(name) & set("\\\0") or re.match(r"[A-Za-z]:", name):
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def is_portable(name: str) -> bool:
+    """Tell whether every system can hold a file of that name; warn about one that not every can.
+
+    The manifest takes no other names, so a picture of such a name would be foreign to the next start.
+    """
+    if not is_plain_name(name):
+        warnings.warn(f"{name!r} is left out: not every disk can hold a file of that name; rename it", stacklevel=3)
+        return False
+    return True
 
 
 def refuse_links(folder: Folder, name: str) -> None:
