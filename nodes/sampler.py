@@ -150,8 +150,8 @@ class TiledSampler(io.ComfyNode):
                     "blend_every_step",
                     default=False,
                     optional=True,
-                    tooltip="Let tiles overlap in every step, not in the last ones only: up to half as much time again. Try "
-                    "it where borders of tiles show.",
+                    tooltip="Let tiles overlap in every step, not in the last ones only: up to half as much time "
+                    "again. Try it where borders of tiles show.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The restored latents, for VAE Decode.")],

@@ -112,7 +112,8 @@ def test_progress_counts_steps_times_tiles(graph: Graph) -> None:
 def test_samplers_that_never_call_at_the_last_level_overlap_throughout(graph: Graph) -> None:
     def sampled(name: str, every: bool) -> torch.Tensor:
         settings = {"seed": 11, "steps": 3, "sampler_name": name, "blend_every_step": every, "start_sigma": 1.0}
-        return graph.latents(graph.tiled_sampler(applied(graph, scale=8.0), **TILED, **settings)[0])
+        tiles = {"tile": 96, "overlap": 32}  # 32 x 24 latents: three by two tiles that just meet, then four by three
+        return graph.latents(graph.tiled_sampler(applied(graph, scale=8.0), **tiles, **settings)[0])
 
     assert torch.equal(sampled("dpm_fast", False), sampled("dpm_fast", True))
     assert not torch.equal(sampled("heun", False), sampled("heun", True))
