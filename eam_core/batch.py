@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .batch_lock import Lock
-from .batch_manifest import Manifest, choose_targets
+from .batch_manifest import Manifest, choose_targets, refuse_foreign
 from .batch_store import Folder
 from .errors import EAMError, FolderError
 
@@ -104,7 +104,7 @@ class BatchRun:
         self.targets = choose_targets(list(sizes), manifest)
         if output.url == source.url:
             raise FolderError(f"{output.url}: expected an output folder apart from the input's; choose another one")
-        self._refuse_foreign()
+        refuse_foreign(manifest, self.targets, present, output.url)
         self.finished = {name for name in sizes if self._is_finished(name)}
         manifest.flush()
         self.failed: dict[str, str] = {}
@@ -139,19 +139,22 @@ class BatchRun:
                     self._take(number, self._slots[number], answer)
                 self._give_idle()
                 # One write for all that came at once: with many workers in a store, it is what a driver waits for.
+                lock.check()
                 manifest.flush()
                 for number, message in self._outbox:
                     engine.send(number, message)
                 self._outbox.clear()
             self._finish_writing()
         except EAMError as error:
-            with contextlib.suppress(EAMError):  # such as the full disk that it is about
+            with contextlib.suppress(EAMError):  # such as the full disk or the lost lock that it is about
+                lock.check()
                 manifest.add("stopped", **self._counts(), error=str(error))
                 manifest.flush()
             raise
         finally:
             engine.close()
         complete = len(self.finished) + len(self.failed) == len(self._sizes)
+        lock.check()
         manifest.add("finished" if complete else "stopped", **self._counts())
         manifest.flush()
 
@@ -280,14 +283,3 @@ class BatchRun:
         fields = {key: value for key, value in record.items() if key not in ("time", "state", "name")}
         self._manifest.add("done", name, **fields)
         return True
-
-    def _refuse_foreign(self) -> None:
-        own = {record.get("output") for record in self._manifest.records.values()}
-        if self._manifest.replaces:
-            return
-        for name, target in self.targets.items():
-            if target in self._present and target not in own:
-                raise FolderError(
-                    f"{target}: expected no file of that name yet in {self._output.url}, got one that this batch did "
-                    f"not write (for {name}); choose another output folder, or replace such files with --overwrite"
-                )

@@ -3,17 +3,24 @@
 import hashlib
 import json
 import re
+import secrets
+import unicodedata
 from datetime import datetime, timezone
 from typing import Any
 
 from .batch_store import Folder, LocalFolder, is_plain_name, refuse_links
 from .errors import FolderError
 from .folder_names import Saver, free_name, target_names
+from .images import OUTPUT_SUFFIXES
 
 MANIFEST = "eam_batch.jsonl"
 # Where nothing can be appended, a file holds so many lines and is written anew with each; then the next one begins.
 _SEGMENT_LINES = 200
-_SEGMENT = re.compile(r"eam_batch-\d{6}\.jsonl")
+# The token is the writer's own: one that lost its lock and does not know yet never writes over another's lines.
+_SEGMENT = re.compile(r"eam_batch-\d{6}(-[0-9a-f]{8})?\.jsonl")
+_TEXTS = ("time", "state", "name", "output", "settings", "input_sha256", "output_sha256", "worker", "error")
+_NUMBERS = ("seed", "input_bytes", "output_bytes", "width", "height", "seconds")
+_NEEDED = ("input_bytes", "output_bytes", "output_sha256")  # without them nobody can tell whether a result is whole
 
 Record = dict[str, Any]
 
@@ -24,6 +31,8 @@ class Manifest:
     Attributes:
         records: {picture: its last line that is writing, done or failed}.
         started: the last line that says which settings hold; None before the first.
+        replaces: files that this batch did not write and may replace, as `_same_name` gives them.
+        anew: whether this start may replace what is in the way.
 
     Args:
         folder: of the results.
@@ -37,35 +46,50 @@ class Manifest:
         self._folder = folder
         self.records: dict[str, Record] = {}
         self.started: Record | None = None
+        self.replaces: set[str] = set()
+        self.anew = False
+        self._owners: dict[str, str] = {}
         self._waiting: list[str] = []
         self._torn = self._pressing = False
         refuse_links(folder, MANIFEST)
         segments = sorted(name for name in names if _SEGMENT.fullmatch(name))
+        self._last_number = 0
         for name in [MANIFEST] * (MANIFEST in names) + segments:
             data = folder.peek(name) or b""
-            self._load(data)
+            self._load(data, int(name[10:16]) if name != MANIFEST else 0)
             # A driver that was killed may have left half a line.
             self._torn = bool(data) and not data.endswith(b"\n")
-        self._number = 1 + max((int(name[-12:-6]) for name in segments), default=0)
+        self._number = 1 + max((int(name[10:16]) for name in segments), default=0)
         self._lines: list[str] = []
+        self._token = secrets.token_hex(4)
 
     def start(self, settings: dict[str, Any], anew: bool) -> None:
-        """Note the settings that hold from here on.
+        """Note the settings that hold from here on; on the disk after the next `flush`, once nothing is in the way.
 
         Args:
             settings: as JSON.
             anew: whether all pictures are to be done, whatever was done before, and files in the way replaced.
         """
         if anew or not self.started:
-            self.records.clear()
-        replaces = anew or self.replaces
-        self.started = self.add("started", settings=settings, first=anew or not self.started, anew=replaces)
-        self.flush()
+            self._forget()
+        self.anew = anew
+        self.started = self.add("started", settings=settings, first=anew or not self.started, anew=anew)
 
-    @property
-    def replaces(self) -> bool:
-        """Whether this batch may replace files that it did not write."""
-        return bool(self.started and self.started["anew"])
+    def allow(self, files: list[str]) -> None:
+        """Note files that may be replaced though this batch did not write them, by later starts as well."""
+        if files:
+            self.add("replacing", files=files)
+            self.replaces |= {_same_name(file) for file in files}
+
+    def _keep(self, name: str, record: Record) -> None:
+        # A file that is another picture's already is nobody else's.
+        if self._owners.setdefault(_same_name(record["output"]), name) == name:
+            self.records[name] = record
+
+    def _forget(self) -> None:
+        self.records.clear()
+        self.replaces.clear()
+        self._owners.clear()
 
     def settings_name(self) -> str:
         """Return a short name of the settings that hold, by which a picture's line refers to them."""
@@ -76,7 +100,7 @@ class Manifest:
         """Add a line, which is on the disk after the next `flush`.
 
         Args:
-            state: begun, writing, done or failed of a picture; started, stopped or finished of the batch.
+            state: begun, writing, done or failed of a picture; started, replacing, stopped or finished of the batch.
             name: of the picture; empty for the whole batch.
             fields: what else to write, as JSON.
         """
@@ -104,11 +128,14 @@ class Manifest:
             self._torn = False
             return
         self._lines += lines
-        self._folder.write(f"eam_batch-{self._number:06d}.jsonl", "".join(self._lines).encode("ascii"))
+        self._folder.write(f"eam_batch-{self._number:06d}-{self._token}.jsonl", "".join(self._lines).encode("ascii"))
         if len(self._lines) >= _SEGMENT_LINES:
             self._number, self._lines = self._number + 1, []
 
-    def _load(self, data: bytes) -> None:
+    def _load(self, data: bytes, number: int) -> None:
+        # Two that began in the same moment have one number, and neither has seen, and so undone, the other's lines.
+        alone = not number or number != self._last_number
+        self._last_number = number
         for text in data.splitlines():
             try:
                 line = json.loads(text)
@@ -118,11 +145,13 @@ class Manifest:
                 continue
             state, name = line.get("state"), line.get("name")
             if state == "started" and isinstance(line.get("settings"), dict):
-                self.started = {"anew": False, **line}
-                if line.get("first"):
-                    self.records.clear()
-            elif state in ("writing", "done", "failed") and isinstance(name, str) and is_plain_name(line.get("output")):
-                self.records[name] = line
+                self.started = line
+                if line.get("first") and alone:
+                    self._forget()
+            elif state == "replacing" and isinstance(files := line.get("files"), list):
+                self.replaces |= {_same_name(file) for file in files if isinstance(file, str)}
+            elif isinstance(name, str) and (record := _checked(line)):
+                self._keep(name, record)
 
 
 def check_settings(manifest: Manifest, settings: dict[str, Any]) -> None:
@@ -132,9 +161,11 @@ def check_settings(manifest: Manifest, settings: dict[str, Any]) -> None:
         FolderError: one differs.
     """
     before = manifest.started and manifest.started["settings"]
-    if before is None or before == settings:
+    if before is None or not manifest.records:  # nothing was done with the older ones
         return
     old, new = _flat(before), _flat(settings)
+    if old == new:
+        return
     name = next((name for name in {**new, **old} if old.get(name) != new.get(name)), "format")
     raise FolderError(
         f"expected the settings that the output folder was begun with ({name} {old.get(name)}), got {name} "
@@ -146,12 +177,59 @@ def choose_targets(names: list[str], manifest: Manifest) -> dict[str, str]:
     """Name every picture's result; a picture that has one already keeps it, whatever came into the folder since."""
     wanted = target_names(names, [Saver(key="batch")])
     kept = {name: str(record["output"]) for name, record in manifest.records.items() if "output" in record}
-    taken = {target.casefold() for target in kept.values()}
+    taken = {form for target in kept.values() for form in _forms(target)}
     targets: dict[str, str] = {}
     for name in names:
         targets[name] = kept.get(name) or free_name(wanted[name][0], taken)
-        taken.add(targets[name].casefold())
+        taken |= _forms(targets[name])
     return targets
+
+
+def refuse_foreign(manifest: Manifest, targets: dict[str, str], present: dict[str, int], where: str) -> None:
+    """Refuse to replace files that this batch did not write; a start anew notes them as those it may.
+
+    Args:
+        manifest: of the output folder.
+        targets: {picture: name of its result}.
+        present: files in the output folder.
+        where: what the user calls that folder.
+
+    Raises:
+        FolderError: such a file has a result's name.
+    """
+    own = {_same_name(record["output"]) for record in manifest.records.values()} | manifest.replaces
+    foreign = {_same_name(name) for name in present} - own
+    in_the_way = {target: name for name, target in targets.items() if _same_name(target) in foreign}
+    if manifest.anew:
+        manifest.allow(list(in_the_way))
+        return
+    for target, name in in_the_way.items():
+        raise FolderError(
+            f"{target}: expected no file of that name yet in {where}, got one that this batch did not write (for "
+            f"{name}); choose another output folder, or replace such files with --overwrite"
+        )
+
+
+def _same_name(name: str) -> str:
+    """Return what names have in common that some systems take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _forms(name: str) -> set[str]:
+    return {unicodedata.normalize("NFC", name).casefold(), unicodedata.normalize("NFD", name).casefold()}
+
+
+def _checked(line: Record) -> Record | None:
+    """Return the known fields of a picture's line; None if one is missing or of another kind."""
+    record = {key: line[key] for key in (*_TEXTS, *_NUMBERS) if key in line}
+    texts = all(isinstance(record[key], str) for key in _TEXTS if key in record)
+    if not texts or any(type(record[key]) not in (int, float) for key in _NUMBERS if key in record):
+        return None
+    if record.get("state") not in ("writing", "done", "failed") or not is_plain_name(record.get("output")):
+        return None
+    if record["state"] != "failed" and not all(key in record for key in _NEEDED):
+        return None
+    return record if record["output"].lower().endswith(OUTPUT_SUFFIXES) else None
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -159,4 +237,5 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         flat.update({f"{name} {key}".strip(): part for key, part in parts})
+    flat.pop("config tile_batch", None)  # how many tiles a call takes does not change the picture
     return flat
