@@ -7,9 +7,16 @@ from typing import Any
 
 from .batch_store import MARK, Folder, LocalFolder, is_portable
 from .errors import DiskError, FolderError, ImageError
+from .folder_batch import BatchSettings
 from .images import INPUT_SUFFIXES, natural_key
 from .picture_files import MAX_FILE_BYTES
 
+# Where fsspec's rename puts one file in place of another at once, as on a disk. On others it refuses, does nothing or
+# copies; there, as in object stores, a file is put directly.
+_RENAMES = ("sftp",)
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/\s]*@")
+_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # what stands before their @ is no user
+_QUERY = re.compile(r"\?[^\s?'\"]*=[^\s'\"]*")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 
 
@@ -24,26 +31,50 @@ def open_folder(text: str) -> Folder:
     """
     if not _SCHEME.match(text):
         return LocalFolder(Path(text))
+    name = shown(text)
     try:
         import fsspec
     except ImportError as error:
-        raise FolderError(f"expected the package fsspec, which opens {text!r}, found none; install it") from error
+        raise FolderError(f"expected the package fsspec, which opens {name!r}, found none; install it") from error
     try:
         files, root = fsspec.core.url_to_fs(text)
-        protocol = files.protocol if isinstance(files.protocol, str) else files.protocol[0]
-        if protocol in ("file", "local"):
+        if _protocol(files) in ("file", "local"):
             return LocalFolder(Path(root))
-        return RemoteFolder(files, root, text.rstrip("/"))
+        return RemoteFolder(files, root, text)
     except ImportError as error:
-        raise FolderError(f"expected a package that opens {text!r}, found none; {_hint(error)}") from error
+        raise FolderError(f"expected a package that opens {name!r}, found none; {_hint(error)}") from error
     except ValueError as error:
         raise FolderError(
-            f"expected a path or a URL that fsspec knows, such as s3://bucket/folder, got {text!r}; correct it"
+            f"expected a path or a URL that fsspec knows, such as s3://bucket/folder, got {name!r}; correct it"
         ) from error
     except Exception as error:  # services raise errors of their own
         raise FolderError(
-            f"expected to open {text!r}, could not ({_said(error)}); check its name and your rights"
+            f"expected to open {name!r}, could not ({_said(error)}); check its name and your rights"
         ) from error
+
+
+def shown(text: str) -> str:
+    """Return a URL, or a sentence with some, without what may be secret: users, passwords and queries."""
+    user = _USER.sub(lambda found: found[0] if found[1].lower() in _CONTAINERS else f"{found[1]}://", text)
+    return _QUERY.sub("", user)
+
+
+def check_apart(source: Folder, output: Folder, subfolders: bool) -> None:
+    """Refuse an output folder where results would count as inputs or replace them, however its name is written.
+
+    Raises:
+        FolderError: it is one.
+    """
+    if source.path and output.path:
+        BatchSettings(folder=source.path, output=output.path, source=source.url, subfolders=subfolders)
+        return
+    (one, pictures), (other, results) = source.place, output.place
+    below = subfolders and (_is_below(results, pictures) or _is_below(pictures, results))
+    if one == other and (pictures == results or below):
+        raise FolderError(
+            f"{source.url}: expected an output folder apart from the input's, where results would count as inputs or "
+            "replace them; choose another one"
+        )
 
 
 class RemoteFolder:
@@ -52,16 +83,15 @@ class RemoteFolder:
     Args:
         files: an fsspec file system.
         root: of the folder in it.
-        url: what the user calls it.
+        address: what the user calls it.
     """
 
-    def __init__(self, files: Any, root: str, url: str) -> None:
-        import fsspec
-
-        self._files, self._root, self.url = files, root.rstrip("/"), url
+    def __init__(self, files: Any, root: str, address: str) -> None:
+        self._files, self._root, self.address = files, root.rstrip("/"), address
+        self.url = re.sub(r"(?<![:/])/+$", "", shown(address))
+        self.place = _place(files, root)
         self.path: Path | None = None
-        # Without a rename of its own, fsspec copies: there, as in object stores, an object is put whole or not at all.
-        self._renames = type(files).mv is not fsspec.AbstractFileSystem.mv
+        self._renames = _protocol(files) in _RENAMES
 
     def pictures(self, subfolders: bool) -> dict[str, int]:
         """See `Folder`."""
@@ -143,6 +173,28 @@ class RemoteFolder:
         return {path[start:]: int(info.get("size") or 0) for path, info in found.items()}
 
 
+def _protocol(files: Any) -> str:
+    return files.protocol if isinstance(files.protocol, str) else files.protocol[0]
+
+
+def _place(files: Any, root: str) -> tuple[str, str]:
+    """Return what tells one folder from another: its service and its path, looked for behind caches and the like."""
+    from fsspec import AbstractFileSystem
+
+    while isinstance(inner := getattr(files, "fs", None), AbstractFileSystem):
+        if _protocol(files) == "dir":
+            root = f"{getattr(files, 'path', '')}/{root}"
+        files = inner
+    protocol = _protocol(files)
+    if protocol in ("file", "local"):
+        return "file", Path(os.path.realpath(root)).as_posix()
+    return f"{protocol} {getattr(files, 'host', None) or ''}", re.sub("/+", "/", shown(root)).strip("/")
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return not folder or f"{path}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def _is_picture(name: str) -> bool:
     if not name.lower().endswith(INPUT_SUFFIXES) or any(re.fullmatch(r"\.[^.].*", part) for part in name.split("/")):
         return False
@@ -156,4 +208,4 @@ def _hint(error: ImportError) -> str:
 
 def _said(error: Exception) -> str:
     """Return one line of what a service said."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return shown(" ".join(str(error).split()))[:300] or type(error).__name__

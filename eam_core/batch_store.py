@@ -22,11 +22,15 @@ class Folder(Protocol):
     """What a batch asks of a folder; names are paths relative to it, with / between parts.
 
     Attributes:
-        url: what it is called, the same on every machine that can reach it.
+        url: what it is called, the same on every machine that can reach it; without passwords, for any eye.
+        address: what opens it, passwords included; for workers alone.
+        place: the file system and the path in it, equal for all names of one folder.
         path: where it lies on a disk of this machine; None for one that fsspec reaches.
     """
 
     url: str
+    address: str
+    place: tuple[str, str]
     path: Path | None
 
     def pictures(self, subfolders: bool) -> dict[str, int]:
@@ -78,7 +82,8 @@ class LocalFolder:
     def __init__(self, path: Path) -> None:
         self.path: Path | None = Path(os.path.realpath(path))
         self._root = self.path
-        self.url = str(self._root)
+        self.url = self.address = str(self._root)
+        self.place: tuple[str, str] = ("file", self._root.as_posix())
 
     def pictures(self, subfolders: bool) -> dict[str, int]:
         """See `Folder`."""

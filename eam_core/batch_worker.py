@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +37,7 @@ class WorkerPlan:
         config: settings of each restoration.
         model: which one.
         threads: of torch on the CPU; 0 leaves that to the machine that it runs on.
+        weights: the model's fingerprint where the driver runs; a worker refuses other weights. Empty: not checked.
     """
 
     input: str
@@ -44,6 +45,7 @@ class WorkerPlan:
     config: RestoreConfig
     model: ModelChoice
     threads: int
+    weights: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return it as JSON."""
@@ -103,9 +105,23 @@ class PictureWorker:
 
         if self._plan.threads:
             torch.set_num_threads(self._plan.threads)
+        self._check_weights()
         self._input, self._output = open_folder(self._plan.input), open_folder(self._plan.output)
         self._restorer, notes = self._plan.model.load(self._plan.config)
         return {"state": "ready", "worker": f"{socket.gethostname()}:{os.getpid()}", "notes": notes}
+
+    def _check_weights(self) -> None:
+        """Refuse weights other than the driver's: their results would go under its settings."""
+        wanted = self._plan.weights
+        if not wanted:
+            return
+        found = self._plan.model.fingerprint()
+        name = next((name for name in wanted if wanted[name] != found.get(name)), None)
+        if name:
+            raise EAMError(
+                f"expected the driver's weights on every machine, but on {socket.gethostname()} {name} is another file "
+                f"({getattr(self._plan.model, name)}); copy the driver's there"
+            )
 
     def _restore(self, message: Message) -> Message:
         name, target, config = message["name"], message["target"], self._plan.config

@@ -49,7 +49,7 @@ def batch_command(args: argparse.Namespace) -> int:
     from .batch_local import worker_threads
     from .batch_lock import locked
     from .batch_manifest import Manifest, check_settings
-    from .batch_remote import open_folder
+    from .batch_remote import check_apart, open_folder
     from .batch_store import tidy
     from .batch_worker import WorkerPlan
 
@@ -57,9 +57,11 @@ def batch_command(args: argparse.Namespace) -> int:
         raise EAMError(f"expected --num-workers of at least 1, got {args.num_workers}; leave it out for the usual")
     config, model = restore_config(args), model_choice(args).absolute()
     source, output = open_folder(args.input), open_folder(args.output)
+    check_apart(source, output, args.subfolders)
     sizes = source.pictures(args.subfolders)
-    _make(output, source, args.subfolders)
-    settings = {"input": source.url, "config": asdict(config), "model": model.fingerprint()}
+    _make(output)
+    weights = model.fingerprint()
+    settings = {"input": source.url, "config": asdict(config), "model": weights}
     with locked(output) as lock, _stops() as stopped:
         present = output.sizes()
         tidy(output, present)
@@ -72,7 +74,8 @@ def batch_command(args: argparse.Namespace) -> int:
             _say(f"{len(run.finished)} of {len(sizes)} pictures were finished before")
         if run.num_left:
             threads = 0 if args.engine == "ray" else worker_threads(args.num_workers, args.device)
-            plan = WorkerPlan(input=source.url, output=output.url, config=config, model=model, threads=threads)
+            places = {"input": source.address, "output": output.address}
+            plan = WorkerPlan(**places, config=config, model=model, weights=weights, threads=threads)
             run.run(
                 _engine(args, plan, run.num_left, (source, output)), lock, _Printer(output.url), lambda: stopped[0] > 0
             )
@@ -84,12 +87,8 @@ def batch_command(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if run.failed else 0
 
 
-def _make(output: "Folder", source: "Folder", subfolders: bool) -> None:
-    """Make the output folder where it lies on a disk, and keep it apart from the input's."""
-    from .folder_batch import BatchSettings
-
-    if source.path and output.path:
-        BatchSettings(folder=source.path, output=output.path, source=source.url, subfolders=subfolders)
+def _make(output: "Folder") -> None:
+    """Make the output folder where it lies on a disk."""
     try:
         if output.path:
             output.path.mkdir(exist_ok=True)

@@ -8,12 +8,14 @@ import uuid
 import fsspec
 import pytest
 from batch_runs import lines, make_pictures
+from command_line import FAST
 from test_batch import SETTINGS, NoLock, Told, Workers, begin, go
 
+from eam_core import batch_remote, cli, cli_batch
 from eam_core.batch import BatchRun
 from eam_core.batch_local import LocalEngine
 from eam_core.batch_manifest import MANIFEST, Manifest, check_settings, choose_targets
-from eam_core.batch_remote import open_folder
+from eam_core.batch_remote import check_apart, open_folder, shown
 from eam_core.batch_store import LocalFolder
 from eam_core.errors import FolderError
 
@@ -31,7 +33,9 @@ def store():
     """Yield a new folder in fsspec's store in memory."""
     name = uuid.uuid4().hex
     yield open_folder(f"memory://{name}")
-    fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
+    files = fsspec.filesystem("memory")
+    if files.exists(f"/{name}"):
+        files.rm(f"/{name}", recursive=True)
 
 
 def test_picture_of_a_worker_that_is_given_up_goes_to_one_that_waits(folders):
@@ -194,3 +198,75 @@ def test_driver_that_lost_the_lock_writes_over_nothing(folders, store, order):
     with pytest.raises(FolderError, match="the only batch"):
         run.run(engine, Lost(), Told(), lambda: False)
     assert {name: output.peek(name) for name in output.sizes()} == before
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "subfolders", "words"),
+    [
+        ("memory://NAME/in", "memory:///NAME/in/", False, "apart"),
+        ("memory://NAME", "simplecache::memory://NAME", False, "apart"),
+        ("memory://NAME/in", "memory:///NAME/in/out", True, "apart"),
+        ("memory://NAME/in/a", "memory:///NAME/in", True, "apart"),
+        ("memory://NAME/in", "memory:///NAME/in/out", False, ""),
+        ("memory://NAME/in", "memory:///NAME/in2", True, ""),
+        ("FOLDER", "simplecache::file://FOLDER", False, "apart"),
+    ],
+)
+def test_folders_that_overlap_are_refused_however_they_are_written(tmp_path, store, source, output, subfolders, words):
+    name = store.place[1]
+    places = [text.replace("NAME", name).replace("FOLDER", str(tmp_path)) for text in (source, output)]
+    folders = [open_folder(place) for place in places]
+    if not words:
+        check_apart(*folders, subfolders)
+        return
+    with pytest.raises(FolderError, match=words):
+        check_apart(*folders, subfolders)
+    assert cli.main(["batch", *places, *["--subfolders"] * subfolders]) == 2
+    assert not store.sizes() and not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_secrets_in_urls_are_neither_shown_nor_noted(folders, monkeypatch, capsys):
+    class Service(fsspec.get_filesystem_class("memory")):
+        protocol, cachable = "ftp", False
+
+        def find(self, *args, **kwargs):
+            raise OSError("530 ftp://bob:s3cret@host/in?sig=s3cret refused")
+
+    def url_to_fs(url, **options):
+        assert "s3cret" in url
+        return Service(), "/in"
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    url = "ftp://bob:s3cret@host/in?sig=s3cret"
+    folder = open_folder(url)
+    assert (folder.url, folder.address) == ("ftp://host/in", url)
+    assert cli.main(["batch", url, str(folders[1].path)]) == 2
+    said = "".join(capsys.readouterr())
+    assert "ftp://host/in" in said and "s3cret" not in said and "bob" not in said
+    assert shown("abfs://container@account.net/in") == "abfs://container@account.net/in"
+    assert shown("simplecache::https://t0ken@h/x") == "simplecache::https://h/x"
+
+
+def test_command_notes_no_secret_but_workers_get_it(folders, tiny_options, monkeypatch):
+    source, output = folders
+    plans = []
+
+    def open_with_secret(text):
+        folder = LocalFolder(source.path) if text.startswith("ftp") else open_folder(text)
+        folder.address, folder.url = text, shown(text)
+        return folder
+
+    class Sized(Workers):
+        def receive(self, timeout):
+            return [(slot, {"width": 1, "height": 1, "seconds": 0.0} | said) for slot, said in super().receive(timeout)]
+
+    def engine(args, plan, *rest):
+        plans.append(plan)
+        return Sized(source, output)
+
+    monkeypatch.setattr(batch_remote, "open_folder", open_with_secret)
+    monkeypatch.setattr(cli_batch, "_engine", engine)
+    assert cli.main(["batch", "ftp://bob:s3cret@host/in", str(output.path), *FAST, *tiny_options]) == 0
+    assert plans[0].input == "ftp://bob:s3cret@host/in" and plans[0].weights["base"]
+    manifest = (output.path / MANIFEST).read_text()
+    assert "ftp://host/in" in manifest and "s3cret" not in manifest
