@@ -1,7 +1,8 @@
 """Interrupt ComfyUI 100 times, queue 300 prompts of changing settings, and write down what came of it.
 
 python tests/bench/soak.py [--interrupts 100] [--prompts 300] [--fresh 6] [--out docs/results/soak.md]
-Uses servers of its own; takes a quarter of an hour alone on a CPU. tests/comfyui/test_interrupts.py runs a few of each.
+Uses servers of its own with this checkout, which must not change meanwhile; takes a quarter of an hour alone on a CPU.
+tests/comfyui/test_interrupts.py runs a few of each.
 """
 
 import argparse
