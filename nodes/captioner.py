@@ -1,6 +1,5 @@
 """Open what EAM_LoadCaptioner names: a folder below ComfyUI's models, an endpoint, or a CLIP that writes text."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +54,7 @@ def model_folder(source: str) -> Path:
     """
     given = Path(source.replace("\\", "/"))
     candidates = [] if ".." in given.parts or not given.parts else list(_candidates(given))
-    # Not Path.is_dir, which passes on that a name is too long.
-    found = next((path for path in candidates if os.path.isdir(path)), None)
+    found = next((path for path in candidates if _is_folder(path)), None)
     if found is None:
         looked = " or ".join(dict.fromkeys(map(str, candidates)))
         todo = f"put the model at {looked}" if looked else "folders elsewhere cannot be named"
@@ -138,3 +136,11 @@ def _dtype() -> torch.dtype:
     if comfy.model_management.is_device_cpu(device):
         return torch.float32
     return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float16
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; a name that no disk holds, too long or with NUL, is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
