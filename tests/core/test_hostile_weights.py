@@ -5,11 +5,13 @@ import os
 import pickle
 import struct
 import tracemalloc
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.version import Version
 
 from eam_core.checkpoint import build_control, build_mmdit
 from eam_core.control_files import read_control
@@ -112,7 +114,9 @@ def test_a_sparse_file_of_ten_terabytes_gets_a_sentence(tmp_path):
 
 
 def test_good_headers_of_every_format_are_read(tmp_path):
-    kinds = (torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool, torch.complex64)
+    kinds = [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool]
+    if Version(version("safetensors")) >= Version("0.7"):
+        kinds.append(torch.complex64)
     state = {str(kind): torch.zeros(3, 2, dtype=kind) for kind in kinds} | {
         "none": torch.zeros(0, 5),
         "one": torch.ones(()),
