@@ -67,7 +67,7 @@ def test_failures_and_bad_pictures_are_listed_and_tried_again(photos, tmp_path):
     assert run(Fake("2", "4"), photos, out, batch_size=4, modes=("da",)) == (8, 0, 3)
     lines = (out / "failed.rank0.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["photos/2", "photos/4", "photos/bad"]
-    assert lines[0] == "photos/2\tda: expected an answer, got none at all" and "expected a whole picture" in lines[2]
+    assert lines[0] == "photos/2\tda: expected an answer, got none\\nat all" and "expected a whole picture" in lines[2]
     second = Fake("4")
     assert run(second, photos, out, modes=("da",)) == (8, 5, 2)
     assert {name for name, _ in second.asked} == {"2", "4"}
