@@ -26,6 +26,7 @@ sys.path.append(str(ROOT / "tools"))
 from comfy_install import comfy_root
 from comfy_launch import define_missing_operators
 
+KINDS = ("self", "cross")
 NUM_TEXT_TOKENS, STEPS, OVERLAP = 154, 8, 8
 
 
@@ -92,6 +93,7 @@ def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--depth", type=int, default=6, help="blocks")
     parser.add_argument("--tile", type=int, default=256, help="side of a tile in pixels")
+    parser.add_argument("--controls", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     modules = pack(comfy_root())
@@ -99,7 +101,7 @@ def main() -> None:
     print(f"{options.depth} blocks of {64 * options.depth} channels, four tiles of {options.tile} px, {STEPS} steps")
     print("| control | CFG | seconds without | with | with / without | apart |\n|---|---|---|---|---|---|")
     rows = []
-    for kind in ("self", "cross"):
+    for kind in options.controls:
         bench = Bench(modules, kind, options.depth, options.tile // 8)
         for cfg in (1.0, 4.0):
             results: dict[str, Tensor] = {}
