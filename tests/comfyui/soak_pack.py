@@ -49,7 +49,7 @@ def memory():
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
     objects = gc.get_objects()
-    tensors = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in objects if is_tensor(one)}
+    tensors = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in objects if on_cpu(one)}
     packs = Counter(type(one).__qualname__ for one in objects if "ComfyUI-EAM" in str(type(one).__module__))
     return {
         "resident": untidied,
@@ -57,16 +57,20 @@ def memory():
         "objects": len(objects),
         "tensor_bytes": sum(tensors.values()),
         "tensors": len(tensors),
-        "patchers": sum(isinstance(one, ModelPatcher) for one in objects),
+        "patchers": sum(is_a(one, ModelPatcher) for one in objects),
         "loaded": len(current_loaded_models),
         "pack_objects": sum(packs.values()),
         "pack_types": dict(packs.most_common(12)),
     }
 
 
-def is_tensor(one):
+def on_cpu(one):
+    return is_a(one, torch.Tensor) and one.device.type == "cpu"
+
+
+def is_a(one, kind):
     try:
-        return isinstance(one, torch.Tensor) and one.device.type == "cpu"
+        return isinstance(one, kind)
     except ReferenceError:  # a proxy of what is gone
         return False
 

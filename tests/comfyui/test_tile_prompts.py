@@ -54,9 +54,12 @@ def test_strength_zero_gives_and_costs_what_no_tile_prompts_do(host: ComfyServer
 
 def test_tiles_with_prompts_of_their_own_overlap_in_every_step(host: ComfyServer) -> None:
     """Different prompts leave borders that only the blend of every step evens out."""
-    every, last = (run(host, "the photo", TILES, 1.0, blend_every_step=wanted) for wanted in (True, False))
+    # Of the picture's usual size, tiles that only meet would be those that overlap.
+    six: dict[str, Any] = {"graph": {"scale": 6.0}, "tile": 96}
+    wanted = [{"blend_every_step": every} for every in (True, False)]
+    every, last = (run(host, "the photo", TILES, 1.0, **six, **blend) for blend in wanted)
     assert torch.equal(every, last)
-    every, last = (run(host, "the photo", blend_every_step=wanted) for wanted in (True, False))
+    every, last = (run(host, "the photo", **six, **blend) for blend in wanted)
     assert not torch.equal(every, last)
 
 

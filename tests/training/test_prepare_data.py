@@ -75,14 +75,17 @@ def test_a_run_that_is_killed_goes_on_to_the_same_shards(folder, tmp_path):
     prepare(settings(folder), tmp_path / "whole", num_workers=1)
     again = tmp_path / "again"
     code = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from pathlib import Path\n"
         "from train import prepare_data\n"
-        "real = prepare_data.decode\n"
-        "def slow(*arguments):\n"
-        "    time.sleep(0.15)\n"
+        "real, driver = prepare_data.decode, os.getpid()\n"
+        "def waiting(*arguments):\n"
+        "    while list(Path(sys.argv[2]).glob('*.tar')):\n"
+        "        time.sleep(0.05)\n"
+        "        if driver not in (os.getpid(), os.getppid()):\n"
+        "            os._exit(1)\n"
         "    return real(*arguments)\n"
-        "prepare_data.decode = slow\n"
+        "prepare_data.decode = waiting\n"
         "config = prepare_data.PrepareConfig(sources=(sys.argv[1],), crop_size=32, crops_per_image=2, shard_size=3)\n"
         "prepare_data.prepare(config, Path(sys.argv[2]), num_workers=2)\n"
     )
