@@ -34,23 +34,23 @@ class Lock(Protocol):
 def locked(folder: Folder, lease: float = 30.0) -> Iterator[Lock]:
     """Hold the folder's lock.
 
-    On a disk, the operating system holds it and frees it when the process ends, even by SIGKILL or with the machine; a
-    drive without locks has none. In
-    a store there is no such lock: there a small object says that its holder lives, rewritten several times per lease;
-    one that stays the same for a whole lease, on the watcher's own clock, is nobody's.
+    On a disk, the operating system holds it and frees it when the process ends, even by SIGKILL or with the machine. A
+    store has no such lock, nor have some network drives: there a small file says that its holder lives, rewritten
+    several times per lease; one that stays the same for a whole lease, on the watcher's own clock, is nobody's.
 
     Args:
         folder: of the results; on a disk it exists.
         lease: seconds.
 
     Raises:
-        FolderError: another batch holds it.
+        FolderError: another batch holds it, or it cannot be written.
     """
     if folder.path is not None:
         refuse_links(folder, LOCK)
         with _system_lock(folder.path / LOCK) as lock:
-            yield lock
-        return
+            if lock:
+                yield lock
+                return
     lock = _Lease(folder, lease)
     try:
         yield lock
@@ -64,7 +64,8 @@ class _SystemLock:
 
 
 @contextlib.contextmanager
-def _system_lock(path: Path) -> Iterator[Lock]:
+def _system_lock(path: Path) -> Iterator[Lock | None]:
+    """Yield None on a drive without locks."""
     try:
         path.touch()
     except OSError as error:
@@ -73,16 +74,19 @@ def _system_lock(path: Path) -> Iterator[Lock]:
         ) from error
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(held(path, seconds=0))
+            is_held = stack.enter_context(held(path, seconds=0))
         except DiskError as error:
+            if isinstance(error.__cause__, OSError):
+                raise FolderError(str(error)) from error
             with contextlib.suppress(OSError):
                 raise _taken(
                     str(path.parent), path.read_text(encoding="utf-8", errors="replace")[:200].strip()
                 ) from error
             raise
-        with contextlib.suppress(OSError):  # a note for people only
-            path.write_text(_me(), encoding="utf-8")
-        yield _SystemLock()
+        if is_held:
+            with contextlib.suppress(OSError):  # a note for people only
+                path.write_text(_me(), encoding="utf-8")
+        yield _SystemLock() if is_held else None
 
 
 class _Lease:

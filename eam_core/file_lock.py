@@ -14,35 +14,38 @@ _PAUSE = 0.02
 
 
 @contextlib.contextmanager
-def held(path: Path, seconds: float = 60.0) -> Iterator[None]:
-    """Hold an existing file; on a drive without locks, go on without.
+def held(path: Path, seconds: float = 60.0) -> Iterator[bool]:
+    """Hold an existing file; yield whether it is held, which it never is on a drive without locks.
 
     Args:
         path: of the file; its content stays as it is, and can be read and written meanwhile.
         seconds: how long to wait for others.
 
     Raises:
-        DiskError: another process held it all that time.
+        DiskError: another process held it all that time, or it cannot be opened for writing.
     """
     try:
         file = path.open("rb+")
-    except OSError:  # whoever needs the file next says what is wrong with it
-        yield
-        return
+    except OSError as error:
+        raise DiskError(
+            f"{path.name}: expected to open it for writing, could not ({error.strerror}); check that its drive is "
+            "there and who may write it"
+        ) from error
     with file:
-        _wait(file, path, seconds)
+        locked = _wait(file, path, seconds)
         try:
-            yield
+            yield locked
         finally:
-            _release(file)
+            if locked:
+                _release(file)
 
 
-def _wait(file: IO[bytes], path: Path, seconds: float) -> None:
+def _wait(file: IO[bytes], path: Path, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while True:
         try:
             _take(file)
-            return
+            return True
         except (BlockingIOError, PermissionError):
             if time.monotonic() > end:
                 raise DiskError(
@@ -50,7 +53,7 @@ def _wait(file: IO[bytes], path: Path, seconds: float) -> None:
                     f"{seconds:.0f} s; end that program and queue again"
                 ) from None
         except OSError:  # a drive without locks
-            return
+            return False
         time.sleep(_PAUSE)
 
 

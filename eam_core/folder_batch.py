@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -173,7 +174,12 @@ class Batch:
             raise ImageError(
                 f"{work.name}: expected at least one result, got an empty batch; check the nodes before EAM Save Folder"
             )
-        with self.report.held():
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.report.held())
+            except DiskError as error:
+                self._stop_if_lasting(error.__cause__, str(error))
+                raise
             return self._save(work, key, pictures, options)
 
     def _save(self, work: Work, key: str, pictures: list[Picture], options: dict[str, Any]) -> list[str]:

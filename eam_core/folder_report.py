@@ -78,8 +78,11 @@ class Report:
                 "or choose another output folder"
             ) from error
 
-    def held(self) -> AbstractContextManager[None]:
-        """Keep others from adding results to the folder for a moment, so that none takes a name twice."""
+    def held(self) -> AbstractContextManager[bool]:
+        """Keep others from adding results to the folder for a moment, so that none takes a name twice.
+
+        On a drive without locks, two programs that write in the same moment may.
+        """
         return held(self.path)
 
     def done(self) -> set[str]:

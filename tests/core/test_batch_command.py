@@ -1,17 +1,19 @@
 """The command `batch` in stores and on disks: results, refusals, and who may use a folder."""
 
+import errno
 import importlib.util
 import os
 import re
 import time
 import uuid
+from pathlib import Path
 
 import fsspec
 import pytest
 from batch_runs import make_pictures
 from command_line import FAST, refused
 
-from eam_core import cli
+from eam_core import cli, file_lock
 from eam_core.batch_lock import LOCK, locked
 from eam_core.batch_manifest import MANIFEST
 from eam_core.batch_remote import open_folder
@@ -74,6 +76,30 @@ def test_store_is_used_by_one_batch_at_a_time(store):
             for _ in range(200):
                 lock.check()
                 time.sleep(0.01)
+
+
+def test_a_drive_without_locks_is_used_by_one_batch_at_a_time(tmp_path, monkeypatch):
+    def none(file):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(file_lock, "_take", none)
+    folder = open_folder(str(tmp_path))
+    with locked(folder, lease=0.6) as lock:
+        assert b"beats" in folder.peek(LOCK)
+        with pytest.raises(FolderError, match="no other batch"), locked(folder, lease=0.6):
+            pass
+        lock.check()
+    assert folder.peek(LOCK) is None
+
+
+def test_a_lock_that_cannot_be_opened_is_no_lock(tmp_path, monkeypatch):
+    def refuse(path, mode="r", *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder = open_folder(str(tmp_path))
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(FolderError, match=f"{LOCK}.*Permission denied"), locked(folder):
+        pass
 
 
 def test_what_cannot_work_is_refused_in_one_sentence(tmp_path, capsys):
