@@ -109,12 +109,14 @@ class Killer:
         if self.process is None or self.process.poll() is not None:
             self.process = start(*self.args)
             self.starts += 1
-        more = self.random.randint(0, most_lines)
+        more, before = self.random.randint(0, most_lines), len(lines(self.output))
         if more:
-            wait_for_lines(self.process, self.output, len(lines(self.output)) + more)
+            wait_for_lines(self.process, self.output, before + more)
             time.sleep(self.random.uniform(0, 0.03))
         else:
-            time.sleep(self.random.uniform(0, 5))
+            end = time.monotonic() + self.random.uniform(0, 5)
+            while time.monotonic() < end and len(lines(self.output)) < before + most_lines:
+                time.sleep(0.005)
         workers = children(self.process.pid)
         if self.process.poll() is not None or (kind == "worker" and not workers):
             return False
