@@ -51,6 +51,8 @@ class TiledDenoiser:
         config: RestoreConfig,
         on_progress: Progress | None = None,
         image_tokens: Tensor | None = None,
+        *,
+        fixed_tiles: bool = False,
     ):
         """Set up one run.
 
@@ -62,6 +64,7 @@ class TiledDenoiser:
             on_progress: see `Progress`.
             image_tokens: the vision tower's tokens [B, T, image_size] of the whole pictures, used in every tile; None
                 runs without image prompt.
+            fixed_tiles: see `TileRun`.
         """
         self.model, self.lr_latents, self.config = model, lr_latents, config
         self.positive, self.negative = positive, negative
@@ -74,6 +77,7 @@ class TiledDenoiser:
             tile_batch,
             precisely,
             blend_every_step=config.blend_every_step,
+            fixed=fixed_tiles,
         )
         self.image_tokens = None if image_tokens is None else image_tokens.to(lr_latents.device, self.dtype)
         self.control_range = tuple(

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ class Restorer:
         """
         side = config.tile // DOWNSCALE
         latents = torch.zeros(1, self.model.base.params.in_channels, side, side, device=self.device)
-        denoiser = TiledDenoiser(self.model, latents, *self._texts(config), config)
+        denoiser = TiledDenoiser(self.model, latents, *self._texts(config), config, fixed_tiles=True)
         compile_in_place(self.model, lambda: denoiser(latents, config.sigma_start), backend=backend)
         self.compiled = True
 
@@ -177,7 +176,6 @@ class Restorer:
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"expected images [B, 3, H, W], got {tuple(image.shape)}; pass RGB in BCHW order")
         self.check(config)
-        config = replace(config, blend_every_step=config.blend_every_step or self.compiled)
         if not self.model.control.has_strength and config.control_scale not in (0.0, 1.0):
             warnings.warn(NO_STRENGTH, stacklevel=2)
         height, width = image.shape[-2:]
@@ -187,7 +185,8 @@ class Restorer:
         noise = make_noise(tuple(lr_latents.shape), config.seed).to(self.device)
         # On the CPU, once per picture, so that the transformer has the device's memory for itself.
         tokens = self.image_encoder.encode(image.float().cpu()) if self.image_encoder else None
-        denoiser = TiledDenoiser(self.model, lr_latents, *self._texts(config), config, on_progress, tokens)
+        inputs = self.model, lr_latents, *self._texts(config), config, on_progress, tokens
+        denoiser = TiledDenoiser(*inputs, fixed_tiles=self.compiled)
         sigmas = schedule(config.steps, config.shift, config.sigma_start, scheduler=config.scheduler)
         start = first_latents(lr_latents, spread, noise, config)
         latents = get_sampler(config.sampler)(denoiser, start, sigmas, None)

@@ -108,6 +108,6 @@ class RestoreConfig:
         return cls(**settings)
 
     def latent_grid(self, height: int, width: int) -> TileGrid:
-        """Return where the tiles lie in latents of the given size."""
+        """Return the largest tiles in latents of the given size; see `tile_plan` for those that run."""
         tile, overlap = self.tile // DOWNSCALE, self.overlap // DOWNSCALE
         return TileGrid(height=height, width=width, tile=tile, overlap=overlap)

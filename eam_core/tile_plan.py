@@ -27,8 +27,23 @@ def fitting_tile(height: int, width: int, *, tile: int, overlap: int, align: int
     fits = []
     for side in (height, width):
         num = 1 + max(0, math.ceil((side - tile) / stride))
-        fits.append(math.ceil((side + (num - 1) * shared) / (num * align)) * align if num > 1 else 0)
-    return max(fits) or tile
+        fits.append(math.ceil((side + (num - 1) * shared) / (num * align)) * align)
+    return max(fits) if max(height, width) > tile else tile
+
+
+def overlapping_tiles(grid: TileGrid) -> TileGrid:
+    """Return tiles for a step in which they overlap: as many as the grid's, and no larger than needed.
+
+    Args:
+        grid: of the largest tiles.
+
+    Returns:
+        Tiles of at least three quarters of the grid's side that overlap by at least as much. The grid itself where one
+        tile covers the picture.
+    """
+    fitting = fitting_tile(grid.height, grid.width, tile=grid.tile, overlap=grid.overlap, align=grid.align)
+    tile = max(fitting, _least(grid), grid.overlap + grid.align)
+    return TileGrid(height=grid.height, width=grid.width, tile=tile, overlap=grid.overlap, align=grid.align)
 
 
 def overlaps_in(sigma: float, last_sigma: float) -> bool:
@@ -42,27 +57,31 @@ def meeting_tiles(grid: TileGrid, step: int) -> TileGrid:
     Their number along each side alternates from step to step, and with it the places of their borders.
 
     Args:
-        grid: of the steps in which tiles overlap.
+        grid: of the largest tiles.
         step: from 0.
 
     Returns:
-        Tiles of at most the grid's side, and of at least three quarters of it. The grid itself where borders would
-        stay in their places, and where it is as cheap.
+        Tiles of at most the grid's side, and of at least three quarters of it. Those that overlap where borders would
+        stay in their places, and where they are as cheap.
     """
+    overlapping = overlapping_tiles(grid)
     both = [_just_meeting(grid, extra) for extra in (0, 1)]
     if not all(_moved(*tops) for tops in ((both[0].tops, both[1].tops), (both[0].lefts, both[1].lefts))):
-        return grid
+        return overlapping
     chosen = both[step % 2]
-    return chosen if chosen.num_pixels < grid.num_pixels else grid
+    return chosen if chosen.num_pixels < overlapping.num_pixels else overlapping
 
 
 def _just_meeting(grid: TileGrid, extra: int) -> TileGrid:
     sides = grid.height, grid.width
-    units = [grid.tile * _LEAST_SHARE, MIN_TILE]
     # An axis that one tile covers now stays whole.
-    units += [side if side <= grid.tile else side / (math.ceil(side / grid.tile) + extra) for side in sides]
-    tile = min(grid.tile, math.ceil(max(units) / grid.align) * grid.align)
+    units = [side if side <= grid.tile else side / (math.ceil(side / grid.tile) + extra) for side in sides]
+    tile = min(grid.tile, max(_least(grid), math.ceil(max(units) / grid.align) * grid.align))
     return TileGrid(height=grid.height, width=grid.width, tile=tile, overlap=0, align=grid.align)
+
+
+def _least(grid: TileGrid) -> int:
+    return math.ceil(max(grid.tile * _LEAST_SHARE, MIN_TILE) / grid.align) * grid.align
 
 
 def _moved(starts: list[int], others: list[int]) -> bool:

@@ -11,7 +11,7 @@ from .errors import EAMError
 from .model.autoencoder import DOWNSCALE
 from .out_of_memory import OutOfMemory, free_unused, is_out_of_memory
 from .tile_batch import TileBatch
-from .tile_plan import meeting_tiles
+from .tile_plan import meeting_tiles, overlapping_tiles
 from .tiling import LEAST_TILE, Box, TileGrid, tiled
 
 Predict = Callable[..., Tensor]
@@ -41,19 +41,21 @@ class TileRun:
         precisely: Precisely | None,
         *,
         blend_every_step: bool = False,
+        fixed: bool = False,
         may_cut: Callable[[], bool] = lambda: True,
     ):
         """Keep the settings.
 
         Args:
-            grid: where the tiles lie in the latents when they overlap.
+            grid: of the largest tiles in the latents.
             tile_batch: how many of them run at once.
             precisely: None where the network computes in float32 anyway, or cannot.
             blend_every_step: let them overlap in every step.
+            fixed: keep to the grid's own tiles, in every step and for pictures of any size, as compiled models want.
             may_cut: tells whether tiles may be made smaller at all when memory runs out.
         """
         self.grid, self.tile_batch, self.precisely, self.tell = grid, tile_batch, precisely, tile_batch.tell
-        self.blend_every_step, self.may_cut = blend_every_step, may_cut
+        self.blend_every_step, self.fixed, self.may_cut = blend_every_step, fixed, may_cut
         self.careful = self.told = False
 
     def __call__(
@@ -97,14 +99,18 @@ class TileRun:
                     raise
                 said = str(error)
             free_unused()  # outside of the handler, which keeps the failed call's tensors
-            self._halve(said)
+            self._halve(said, grid)
 
     def grid_of(self, step: int, blend: bool) -> TileGrid:
         """Return the tiles of a step, by what is known now."""
-        return self.grid if blend or self.blend_every_step else meeting_tiles(self.grid, step)
+        if self.fixed:
+            return self.grid
+        if blend or self.blend_every_step:
+            return overlapping_tiles(self.grid)
+        return meeting_tiles(self.grid, step)
 
-    def _halve(self, said: str) -> None:
-        before = min(self.grid.tile, max(self.grid.height, self.grid.width)) * DOWNSCALE
+    def _halve(self, said: str, failed: TileGrid) -> None:
+        before = min(failed.tile, max(failed.height, failed.width)) * DOWNSCALE
         smaller = self.grid.halved(LEAST_TILE // DOWNSCALE) if self.may_cut() else None
         if smaller is None:
             raise OutOfMemory(

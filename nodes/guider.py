@@ -10,6 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy.utils import repeat_to_batch_size
+from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 from torch import Tensor
 
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
@@ -145,6 +146,7 @@ class TiledGuider(comfy.samplers.CFGGuider):
             precisely,
             # Neighbours that follow different prompts disagree, which only the blend of every step evens out.
             blend_every_step=self.tiling.blend_every_step or bool(self.tile_prompts.places),
+            fixed=TORCH_COMPILE_KWARGS in self.model_patcher.model_options,
             may_cut=lambda: not any(key in cond for key in UNCUT for conds in self.conds.values() for cond in conds),
         )
 

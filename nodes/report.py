@@ -86,6 +86,7 @@ def tile_grid(height: int, width: int, model: ModelPatcher | None, tile: int, ov
     """Return where the sampler's tiles lie in a result, in pixels; None where that cannot be told."""
     from ..eam_core.model.autoencoder import DOWNSCALE
     from ..eam_core.presets import SD3, chosen_tiles
+    from ..eam_core.tile_plan import overlapping_tiles
     from ..eam_core.tiling import TileGrid
     from .patcher import native_tile
 
@@ -94,7 +95,7 @@ def tile_grid(height: int, width: int, model: ModelPatcher | None, tile: int, ov
     native = (SD3.tile, SD3.overlap) if model is None else native_tile(model)
     tile, overlap = chosen_tiles(tile, overlap, native)
     height, width, tile, overlap = (length // DOWNSCALE for length in (height, width, tile, overlap))
-    return TileGrid(height=height, width=width, tile=tile, overlap=overlap).scaled(DOWNSCALE)
+    return overlapping_tiles(TileGrid(height=height, width=width, tile=tile, overlap=overlap)).scaled(DOWNSCALE)
 
 
 def measure_batch(restored: Tensor, original: Tensor, grid: TileGrid | None) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import DiskError, check_text
+from ..tile_plan import overlapping_tiles
 from ..tiling import Box, TileGrid
 from .cache import CaptionCache, picture_hash
 from .caption import Caption, FocalArea, Fractions, Mode, read_answer
@@ -239,4 +240,5 @@ def tile_boxes(size: Sequence[int], scale: float, tile: int, overlap: int) -> li
             f"{tile} and {overlap}; 1024 and 256 are usual"
         )
     height, width = size
-    return TileGrid(height=height, width=width, tile=round(tile / scale), overlap=round(overlap / scale), align=1).boxes
+    grid = TileGrid(height=height, width=width, tile=round(tile / scale), overlap=round(overlap / scale), align=1)
+    return overlapping_tiles(grid).boxes

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from eam_core.tile_plan import overlapping_tiles
 from eam_core.tiling import TileGrid
 from train.cost import BASES, CARDS, PICTURES_PER_SAMPLE, TERA, Card, encoder_flops
 from train.meta_step import Case, count_step
@@ -35,9 +36,10 @@ class Work:
 
 def work(side: int) -> Work:
     """Count a restored square picture of so many pixels a side."""
-    grid = TileGrid(height=side // 8, width=side // 8, tile=TILE // 8, overlap=OVERLAP // 8)
-    forward = count_step(Case(BASES["sd3-medium"], "psi_dit", TILE), micro_batch=1, recompute=False).forward_flops
-    ends = 2 * encoder_flops(TILE) + 2 * DECODER_FLOPS * TILE**2  # float32 in TF32, at half the rate
+    grid = overlapping_tiles(TileGrid(height=side // 8, width=side // 8, tile=TILE // 8, overlap=OVERLAP // 8))
+    tile = 8 * grid.tile
+    forward = count_step(Case(BASES["sd3-medium"], "psi_dit", tile), micro_batch=1, recompute=False).forward_flops
+    ends = 2 * encoder_flops(tile) + 2 * DECODER_FLOPS * tile**2  # float32 in TF32, at half the rate
     return Work(side=side, tiles=len(grid.boxes), flops=len(grid.boxes) * (STEPS * PASSES * forward + ends))
 
 

@@ -20,11 +20,13 @@ from eam_core.model.autoencoder import DOWNSCALE
 from eam_core.pipeline import Restorer
 from eam_core.restore_config import RestoreConfig
 from eam_core.seams import steps, tile_borders
+from eam_core.tile_plan import overlapping_tiles
 
 
 def borders(side: int, config: RestoreConfig) -> list[int]:
     """Return the pixels at which a tile begins or ends inside a result of the given side."""
-    return tile_borders(config.latent_grid(side // DOWNSCALE, side // DOWNSCALE).scaled(DOWNSCALE))[0]
+    grid = overlapping_tiles(config.latent_grid(side // DOWNSCALE, side // DOWNSCALE))
+    return tile_borders(grid.scaled(DOWNSCALE))[0]
 
 
 def jumps(picture: Tensor) -> Tensor:

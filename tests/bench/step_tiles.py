@@ -22,7 +22,7 @@ from eam_core.images import load_image
 from eam_core.pipeline import Restorer
 from eam_core.restore_config import RestoreConfig
 from eam_core.seams import seam_ratio
-from eam_core.tiling import TileGrid
+from eam_core.tile_plan import overlapping_tiles
 from train.metrics import luma_metric, perceptual_metric
 
 PRESETS = ("plain", "light", "stock")
@@ -59,7 +59,7 @@ def main() -> None:
                 picture = restorer.restore(degraded, dataclasses.replace(config, blend_every_step=every))
                 spent = time.process_time() - start
                 side = picture.shape[-1]
-                grid = TileGrid(height=side, width=side, tile=config.tile, overlap=config.overlap, align=16)
+                grid = overlapping_tiles(config.latent_grid(side // 8, side // 8)).scaled(8)
                 with torch.no_grad():
                     scores = perceptual(picture, original).item(), psnr(picture, original).item()
                 found[way].append((*scores, seam_ratio(picture, grid, 16) or 1.0, spent))

@@ -16,6 +16,7 @@ from eam_core.flow import schedule, timestep
 from eam_core.pipeline import Restorer
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import sample_euler
+from eam_core.tile_plan import overlapping_tiles
 
 
 @torch.no_grad()
@@ -28,11 +29,11 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     restorer, side = Restorer.embedded(device), options.size // 8
-    config = RestoreConfig(steps=options.steps, sigma_start=1.0)
+    config = RestoreConfig(steps=options.steps, sigma_start=1.0, blend_every_step=True)
     lr, noise = torch.randn(2, 1, 16, side, side, device=device)
     texts = restorer._texts(config)
     sigmas = schedule(config.steps, config.shift, config.sigma_start).to(device)
-    boxes = config.latent_grid(side, side).boxes
+    boxes = overlapping_tiles(config.latent_grid(side, side)).boxes
     tiles = [[part[..., y : y + h, x : x + w].contiguous() for part in (noise, lr)] for y, x, h, w in boxes]
     text, model = texts[0], restorer.model
 

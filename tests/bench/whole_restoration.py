@@ -32,6 +32,7 @@ from comfy_host import ComfyServer
 from eam_core.images import load_image, resize
 from eam_core.presets import ASSETS
 from eam_core.seams import seam_ratio
+from eam_core.tile_plan import overlapping_tiles
 from eam_core.tiling import TileGrid
 
 SCALE, TILE, OVERLAP, PADDING, FEATHER = 4, 256, 64, 32, 8
@@ -158,6 +159,7 @@ def seams(way: str, restored: Tensor) -> float:
     """Return the steps where tiles meet over those elsewhere."""
     side = restored.shape[-1]
     grid = TileGrid(height=side, width=side, tile=TILE, overlap=0 if way == "pasted" else OVERLAP, align=16)
+    grid = overlapping_tiles(grid) if way == "ours" else grid
     ratio = seam_ratio(restored, grid, period=16)
     assert ratio is not None, "a picture without steps"
     return ratio

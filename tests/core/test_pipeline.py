@@ -17,7 +17,7 @@ from eam_core.presets import EMBEDDED, SD3
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import initial_latents, make_noise, sample_euler
 from eam_core.start import latent_aligned
-from eam_core.tile_plan import meeting_tiles
+from eam_core.tile_plan import meeting_tiles, overlapping_tiles
 from eam_core.weight_files import save_weights
 
 LR_ATTENTIONS = ("joint", "self", "cross")
@@ -163,7 +163,7 @@ def test_lr_state_is_remembered_per_tile_while_it_fits(tiny, monkeypatch):
     monkeypatch.setattr(restorer.model, "remember", lambda lr: calls.append(1) or remember(lr))
     expected = restorer.restore(photo(60, 100), config(steps=3))
     grid = config().latent_grid(15, 25)
-    num_tiles = len({*grid.boxes, *meeting_tiles(grid, 0).boxes, *meeting_tiles(grid, 1).boxes})
+    num_tiles = len({*overlapping_tiles(grid).boxes, *meeting_tiles(grid, 0).boxes, *meeting_tiles(grid, 1).boxes})
     assert len(calls) == num_tiles
     monkeypatch.setattr(denoiser_module, "LR_MEMORY_BYTES", 0)
     assert torch.equal(restorer.restore(photo(60, 100), config(steps=3)), expected)
@@ -174,7 +174,7 @@ def test_progress_counts_tiles_of_all_steps_and_may_stop_the_run(restorer):
     seen = []
     restorer.restore(photo(60, 100), config(tile_batch=4), lambda done, total: seen.append((done, total)))
     grid = config().latent_grid(15, 25)
-    total = len(grid.boxes) + len(meeting_tiles(grid, 0).boxes)
+    total = len(overlapping_tiles(grid).boxes) + len(meeting_tiles(grid, 0).boxes)
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 

@@ -11,6 +11,7 @@ from eam_core.pipeline import Restorer
 from eam_core.presets import ASSETS
 from eam_core.restore_config import RestoreConfig
 from eam_core.seams import seam_ratio
+from eam_core.tile_plan import overlapping_tiles
 from eam_core.tiling import TileGrid
 
 SMALL = RestoreConfig(tile=64, overlap=16, sigma_start=1.0)
@@ -38,7 +39,7 @@ def calls_of(restorer, monkeypatch, config, side=48):
 def test_only_the_last_step_takes_the_overlapping_tiles(restorer, monkeypatch):
     config = dataclasses.replace(SMALL, steps=3, tile=128)
     steps = calls_of(restorer, monkeypatch, config, side=96)
-    assert steps[2] == config.latent_grid(48, 48).boxes
+    assert steps[2] == overlapping_tiles(config.latent_grid(48, 48)).boxes
     assert [len(step) for step in steps] == [9, 16, 16]
     # Evenly spread tiles that just meet: three of 16 latents, four of 12.
     assert [steps[0][0][3], steps[1][0][3]] == [16, 12]
@@ -46,7 +47,7 @@ def test_only_the_last_step_takes_the_overlapping_tiles(restorer, monkeypatch):
 
 def test_every_step_overlaps_where_that_is_wanted(restorer, monkeypatch):
     config = dataclasses.replace(SMALL, steps=3, blend_every_step=True)
-    full = config.latent_grid(24, 24).boxes
+    full = overlapping_tiles(config.latent_grid(24, 24)).boxes
     assert calls_of(restorer, monkeypatch, config) == [full] * 3
 
 

@@ -1,6 +1,7 @@
 """Tiles no larger than needed: as many as before, and the same picture from the embedded autoencoder."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from eam_core.flow import schedule
 from eam_core.images import load_image, resize
 from eam_core.pipeline import AUTOENCODER_TILE, Restorer, autoencoder_tiles
 from eam_core.presets import ASSETS
-from eam_core.tile_plan import fitting_tile, meeting_tiles, overlaps_in
+from eam_core.tile_plan import fitting_tile, meeting_tiles, overlapping_tiles, overlaps_in
 from eam_core.tiling import TileGrid, tiled_map
 
 
-@pytest.mark.parametrize(("height", "width"), [(2000, 2000), (4000, 1200), (1032, 4008), (1024, 1024), (64, 5000)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(2000, 2000), (4000, 1200), (1032, 4008), (1024, 1024), (64, 5000), (1000, 2050)]
+)
 @pytest.mark.parametrize(("tile", "overlap", "align"), [(1024, 48, 8), (1024, 100, 8), (128, 6, 1), (256, 64, 16)])
 def test_the_smallest_tile_of_the_same_number(height, width, tile, overlap, align):
     def tiles(side):
@@ -76,21 +79,35 @@ def test_meeting_tiles_cover_the_picture_and_never_cost_more(grid):
             covered[top : top + height, left : left + width] = 1
         assert covered.all()
         assert 0.75 * grid.tile <= tiles.tile <= grid.tile and tiles.tile % grid.align == 0
-        assert tiles.num_pixels <= grid.num_pixels == sum(height * width for _, _, height, width in grid.boxes)
+        assert tiles.num_pixels <= overlapping_tiles(grid).num_pixels
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_borders_move_from_step_to_step_or_tiles_overlap(grid):
     even, odd = meeting_tiles(grid, 0), meeting_tiles(grid, 1)
     for starts, others, length in ((even.tops, odd.tops, even.tile_height), (even.lefts, odd.lefts, even.tile_width)):
-        assert even is grid or odd is grid or len(starts) == 1 or {*starts[1:]} != {*others[1:]}, length
+        overlapping = overlapping_tiles(grid)
+        assert even == overlapping or odd == overlapping or len(starts) == 1 or {*starts[1:]} != {*others[1:]}, length
     assert meeting_tiles(grid, 2) == even
 
 
 def test_how_many_tiles_are_saved():
     grid = TileGrid(height=128, width=128, tile=32, overlap=8)
     assert [meeting_tiles(grid, step).num_pixels for step in (0, 1)] == [16 * 32**2, 25 * 26**2]
-    assert grid.num_pixels == 25 * 32**2
+    assert overlapping_tiles(grid) == grid and grid.num_pixels == 25 * 32**2
+    # Three along each side are needed, and 22 are enough; 24 are three quarters.
+    grid = TileGrid(height=50, width=50, tile=32, overlap=8)
+    assert overlapping_tiles(grid).boxes[:2] == [(0, 0, 30, 30), (0, 20, 30, 30)]
+    assert overlapping_tiles(TileGrid(height=64, width=64, tile=32, overlap=8)).num_pixels == 9 * 28**2
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_tiles_that_overlap_are_as_many_and_no_larger(grid):
+    tiles = overlapping_tiles(grid)
+    assert (len(tiles.tops), len(tiles.lefts)) <= (len(grid.tops), len(grid.lefts))
+    assert 0.75 * grid.tile <= tiles.tile <= grid.tile and tiles.tile % grid.align == 0
+    for starts, side in ((tiles.tops, tiles.tile_height), (tiles.lefts, tiles.tile_width)):
+        assert all(start + side - other >= grid.overlap for start, other in pairwise(starts))
 
 
 def test_one_tile_and_borders_that_could_not_move_keep_the_grid():
@@ -98,7 +115,7 @@ def test_one_tile_and_borders_that_could_not_move_keep_the_grid():
         TileGrid(height=32, width=20, tile=32, overlap=8),
         TileGrid(height=192, width=192, tile=128, overlap=24),
     ):
-        assert meeting_tiles(grid, 0) is meeting_tiles(grid, 1) is grid
+        assert meeting_tiles(grid, 0) == meeting_tiles(grid, 1) == overlapping_tiles(grid)
 
 
 def test_tiles_overlap_in_the_last_step_and_where_little_noise_is_left():
