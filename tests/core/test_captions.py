@@ -210,7 +210,7 @@ def test_the_command_prints_one_json_object(photo, answering, capsys, tmp_path):
     assert fields["focal_areas"] == [{"name": "red fox", "box": [0.1, 0.2, 0.6, 0.9]}]
     assert not any("error" in tile for tile in fields["tiles"])
     assert [tile["caption"] for tile in fields["tiles"]] == ["A leaf."] * 9
-    assert fields["tiles"][0]["box"] == [0.0, 0.0, 0.5, 0.5]
+    assert fields["tiles"][0]["box"] == [0.0, 0.0, 0.4219, 0.4219]
     assert cli.main(command) == 0 and capsys.readouterr().out == printed
     assert len(answering.asked) == 10
 

@@ -67,7 +67,7 @@ def test_a_first_tile_that_does_not_fit_gives_exactly_the_run_with_smaller_tiles
     with pytest.warns(UserWarning, match="going on with tile 256 and overlap 64") as told:
         got = run.sample(CONFIG, lambda calls, shape: shape[1] > 32)
     assert torch.equal(got, expected)
-    assert [shape[1] for shape in run.shapes].count(64) == 2, "more than once again, without LR memory"
+    assert [shape[1] for shape in run.shapes].count(48) == 2, "more than once again, without LR memory"
     assert len(told) == 1
 
 
@@ -91,7 +91,7 @@ def test_batches_shrink_before_tiles_do(run):
     with pytest.warns(UserWarning, match="with 4 tiles at once; going on with 2"):
         got = run.sample(replace(CONFIG, tile_batch=4), lambda calls, shape: shape[0] > 2)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    assert {shape[1] for shape in run.shapes} == {64}
+    assert {shape[1] for shape in run.shapes} == {48}
 
 
 def test_what_was_kept_to_save_time_goes_first(run):
@@ -107,9 +107,9 @@ def test_what_was_kept_to_save_time_goes_first(run):
 
 
 def test_the_smallest_tile_that_does_not_fit_is_one_clear_error(run):
-    with pytest.warns(UserWarning), pytest.raises(EAMError, match=r"memory for one tile of 256 pixels.*2 GiB"):
+    with pytest.warns(UserWarning), pytest.raises(EAMError, match=r"memory for one tile of 240 pixels.*2 GiB"):
         run.sample(CONFIG, lambda calls, shape: True)
-    assert [shape[1] for shape in run.shapes] == [64, 64, 32]
+    assert [shape[1] for shape in run.shapes] == [48, 48, 30]
 
 
 def test_a_picture_smaller_than_its_tile_is_cut_too(run):
