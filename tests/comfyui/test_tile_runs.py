@@ -136,7 +136,7 @@ def test_batches_shrink_first(host: ComfyServer) -> None:
 
 def test_the_smallest_tile_that_does_not_fit_is_one_sentence(host: ComfyServer) -> None:
     run = large(host)
-    with pytest.raises(ExecutionError, match=r"memory for one tile of 256 pixels, got: tried to allocate 2 GiB"):
+    with pytest.raises(ExecutionError, match=r"memory for one tile of 192 pixels, got: tried to allocate 2 GiB"):
         run({"larger": 0})
     assert "unloading all loaded models" in run.said
     assert run().isfinite().all()
