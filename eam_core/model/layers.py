@@ -105,7 +105,8 @@ class PatchEmbed(nn.Module):
         pad_h, pad_w = (-latents.shape[-2]) % self.patch_size, (-latents.shape[-1]) % self.patch_size
         if pad_h or pad_w:
             latents = F.pad(latents, (0, pad_w, 0, pad_h), mode="circular")
-        return rearrange(self.proj(latents), "b d h w -> b (h w) d")
+        # As a view, all tokens after it would keep its order in memory, and every normalisation would copy them.
+        return rearrange(self.proj(latents), "b d h w -> b (h w) d").contiguous()
 
 
 class VectorEmbed(nn.Module):
