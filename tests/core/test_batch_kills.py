@@ -30,7 +30,7 @@ def test_kills_at_random_lose_nothing_and_repeat_nothing(tmp_path, capsys):
     check_whole(output, wanted)
 
 
-@pytest.mark.skipif(not os.environ.get("EAM_SLOW"), reason="50 kills take up to an hour; set EAM_SLOW=1")
+@pytest.mark.skipif(not os.environ.get("EAM_SLOW"), reason="50 kills take six minutes and more; set EAM_SLOW=1")
 def test_fifty_kills_over_two_hundred_pictures(tmp_path, capsys):
     folder, output = make_pictures(tmp_path / "in", 200), tmp_path / "out"
     wanted = expected(folder, tmp_path / "wanted", capsys)
