@@ -67,6 +67,8 @@ class Moves(TorchFunctionMode):
             if device is not None and device.type == "mps":
                 plain = args[0].detach()
                 return _wrapped(plain.to(dtype or plain.dtype, copy=True), {}, "to")
+        if func is torch.Tensor.contiguous and isinstance(args[0], AppleTensor):
+            return AppleTensor(args[0].held.contiguous(*args[1:], **kwargs))
         if func is torch._has_compatible_shallow_copy_type:
             return type(args[0]) is type(args[1]) and args[0].device == args[1].device
         if func is F.scaled_dot_product_attention:  # looks for a kernel of the device's before it is dispatched
