@@ -104,7 +104,7 @@ def test_how_many_tiles_are_saved():
 @pytest.mark.parametrize("grid", GRIDS)
 def test_tiles_that_overlap_are_as_many_and_no_larger(grid):
     tiles = overlapping_tiles(grid)
-    assert (len(tiles.tops), len(tiles.lefts)) <= (len(grid.tops), len(grid.lefts))
+    assert len(tiles.tops) <= len(grid.tops) and len(tiles.lefts) <= len(grid.lefts)
     assert 0.75 * grid.tile <= tiles.tile <= grid.tile and tiles.tile % grid.align == 0
     for starts, side in ((tiles.tops, tiles.tile_height), (tiles.lefts, tiles.tile_width)):
         assert all(start + side - other >= grid.overlap for start, other in pairwise(starts))
