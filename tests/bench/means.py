@@ -1,10 +1,11 @@
 """What each means of saving time gives, alone: time with it over time without it.
 
-    python tests/bench/means.py [--rounds 5] [--compile]
+    python tests/bench/means.py [--rounds 5]
 
-Blocks of SD3 medium's width with random weights where the size of a layer matters, the embedded default where a whole
-run does. On a CPU these are CPU seconds. `--compile` adds torch.compile, which takes minutes, and prints after how many
-tiles it has paid. LR keys and values kept over the steps have a script of their own, lr_memory.py.
+Layers with random weights of the model that runs on such a machine, the embedded default's size on a CPU and SD3
+medium's on a GPU; whole runs with the embedded default. On a CPU these are CPU seconds. torch.compile takes a minute,
+and the script prints after how many tiles it has paid. LR keys and values kept over the steps have a script of their
+own, lr_memory.py.
 """
 
 import dataclasses
@@ -18,26 +19,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from eam_core.compiling import CompileError
 from eam_core.denoiser import TiledDenoiser
 from eam_core.flow import schedule
+from eam_core.model.autoencoder import PatchAutoencoder
 from eam_core.model.layers import NORM_EPS, AttentionWeights, attention, gated, modulate
 from eam_core.pipeline import AUTOENCODER_OVERLAP, AUTOENCODER_TILE, Restorer
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import sample_euler
 from eam_core.tiling import tiled_map
 
-WIDTH, NUM_TOKENS = 1536, 1024  # SD3 medium, a tile of 512 px
+SIZES = {"cpu": (384, 256), "cuda": (1536, 4096)}  # width and tokens of a tile: embedded default, SD3 medium
+LAYER_ROUNDS = 20  # times as many rounds for what takes milliseconds
 Cases = dict[str, tuple[Callable[[], object], Callable[[], object]]]
 """By name: with the means, and without it."""
 
 
 def layer_cases(device: str, dtype: torch.dtype) -> Cases:
     """Return what saves time within a block."""
-    given = {"device": device, "dtype": dtype}
-    weights = AttentionWeights(WIDTH).to(**given).requires_grad_(False)
-    apart = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3)).to(**given).requires_grad_(False)
-    x, shift, scale = torch.randn(1, NUM_TOKENS, WIDTH, **given), *torch.randn(2, 1, WIDTH, **given)
-    q, k, v = torch.randn(3, 1, WIDTH // 64, 2 * NUM_TOKENS, 64, **given)
+    given, (width, num_tokens) = {"device": device, "dtype": dtype}, SIZES[device]
+    weights = AttentionWeights(width).to(**given).requires_grad_(False)
+    apart = nn.ModuleList(nn.Linear(width, width) for _ in range(3)).to(**given).requires_grad_(False)
+    x, shift, scale = torch.randn(1, num_tokens, width, **given), *torch.randn(2, 1, width, **given)
+    q, k, v = torch.randn(3, 1, width // 64, 2 * num_tokens, 64, **given)
 
     def two_passes() -> Tensor:
         normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale.unsqueeze(-2)) + shift.unsqueeze(-2)
@@ -74,38 +78,48 @@ def run_cases(restorer: Restorer) -> Cases:
     }
 
 
-def autoencoder_case(restorer: Restorer) -> Cases:
-    """Return what fitting tiles save where a picture of 2000 px is encoded."""
-    picture = torch.rand(1, 3, 2000, 2000)
+def autoencoder_cases(restorer: Restorer) -> Cases:
+    """Return what fitting tiles save where a picture of 2000 px is encoded, and the layout in memory at 1000 px."""
+    picture, raw = torch.rand(1, 3, 2000, 2000), torch.randn(1, 16, 125, 125, device=restorer.device)
+    autoencoder = restorer.autoencoder
+    assert isinstance(autoencoder, PatchAutoencoder)
 
     def fixed() -> Tensor:
         given = {"tile": AUTOENCODER_TILE, "overlap": AUTOENCODER_OVERLAP, "scale": Fraction(1, 8)}
-        return tiled_map(
-            lambda tiles: restorer.autoencoder.encode_degraded(tiles.to(restorer.device)), picture, **given
-        )
+        return tiled_map(lambda tiles: autoencoder.encode_degraded(tiles.to(restorer.device)), picture, **given)
 
     name = f"autoencoder tiles that fit, against {AUTOENCODER_TILE} px overlapping by {AUTOENCODER_OVERLAP}"
-    return {name: (lambda: restorer.encode(picture), fixed)}
+    cases: Cases = {name: (lambda: restorer.encode(picture), fixed)}
+    if restorer.device.type == "cpu":
+        cases["channels side by side in the decoder, CPU"] = (
+            lambda: autoencoder.decode(raw),
+            lambda: autoencoder.decoder(raw),
+        )
+    return cases
 
 
 def compiled_case(device: str, rounds: int) -> report.Row:
     """Return what torch.compile gives for one tile, and print after how many it has paid."""
+    row = report.Row(row=0, name="torch.compile, one tile of 256 px of the embedded default", value=None, bar=1.0)
     config = RestoreConfig()
     restorers = {"with": Restorer.embedded(device), "without": Restorer.embedded(device)}
     start = time.perf_counter()
-    restorers["with"].compile(config)
+    try:
+        restorers["with"].compile(config)
+    except CompileError as error:
+        print(error)
+        return row
     spent, side = time.perf_counter() - start, config.tile // 8
     x = torch.randn(1, 16, side, side, device=device)
     cases = {
         name: (lambda r=r: TiledDenoiser(r.model, x, *r._texts(config), config)(x, 0.5))
         for name, r in restorers.items()
     }
-    with torch.no_grad():
-        seconds = report.take_turns(cases, 4 * rounds, device)
+    seconds = report.take_turns(cases, rounds, device)
     ratio = seconds["with"] / seconds["without"]
     if ratio < 1:
         print(f"torch.compile has paid after {spent / (seconds['without'] - seconds['with']):.0f} tiles of 256 px")
-    return report.Row(row=0, name="torch.compile, one tile of 256 px of the embedded default", value=ratio, bar=1.0)
+    return dataclasses.replace(row, value=ratio)
 
 
 @torch.no_grad()
@@ -113,18 +127,17 @@ def main() -> None:
     """Run from the command line."""
     parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     restorer = Restorer.embedded(device)
-    cases = layer_cases(device, torch.bfloat16 if device == "cuda" else torch.float32)
-    cases |= run_cases(restorer) | autoencoder_case(restorer)
+    layers = layer_cases(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    runs = run_cases(restorer) | autoencoder_cases(restorer)
     rows = []
-    for name, (with_it, without_it) in cases.items():
-        seconds = report.take_turns({"with": with_it, "without": without_it}, options.rounds, device)
-        rows.append(report.Row(row=0, name=name, value=seconds["with"] / seconds["without"], bar=1.0))
-    if options.compile:
-        rows.append(compiled_case(device, options.rounds))
+    for cases, rounds in ((layers, LAYER_ROUNDS * options.rounds), (runs, options.rounds)):
+        for name, (with_it, without_it) in cases.items():
+            seconds = report.take_turns({"with": with_it, "without": without_it}, rounds, device)
+            rows.append(report.Row(row=0, name=name, value=seconds["with"] / seconds["without"], bar=1.0))
+    rows.append(compiled_case(device, LAYER_ROUNDS * options.rounds))
     print(report.machine(device))
     report.finish(rows, options.rows)
 

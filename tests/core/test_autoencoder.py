@@ -128,3 +128,12 @@ def test_patch_borders_lose_small_jumps_and_keep_edges_and_slopes():
     slope = torch.linspace(-1, 1, 32).expand(1, 3, 16, 32)
     torch.testing.assert_close(soften_patch_borders(slope), slope)
     assert torch.equal(soften_patch_borders(picture.mT), softened.mT)
+
+
+def test_how_pictures_lie_in_memory_changes_nothing(fitted: PatchAutoencoder) -> None:
+    raw = fitted.encode_degraded(pictures(2))
+    assert raw.is_contiguous()
+    decoded = fitted.decode(raw)
+    assert decoded.is_contiguous(memory_format=torch.channels_last), "convolutions on a CPU are slower otherwise"
+    torch.testing.assert_close(decoded, fitted.decoder(raw), atol=1e-5, rtol=0)
+    torch.testing.assert_close(raw, fitted.cleaner(fitted.encode(pictures(2))), atol=1e-5, rtol=0)

@@ -103,7 +103,8 @@ def test_a_restoration_on_a_gpu_without_float64_is_that_of_the_cpu(
     with apple_gpu(monkeypatch):
         restorer = Restorer.embedded("mps")
         assert all(isinstance(weight.data, AppleTensor) for weight in restorer.model.parameters())
-        assert torch.equal(restorer.restore(image, config).cpu(), expected)
+        # Convolutions lie otherwise in memory on a CPU, see autoencoder.py.
+        torch.testing.assert_close(restorer.restore(image, config).cpu(), expected, atol=2e-5, rtol=0)
 
 
 def test_the_command_line_uses_it_unasked(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
@@ -119,7 +120,8 @@ def test_the_command_line_uses_it_unasked(monkeypatch: pytest.MonkeyPatch, photo
     with apple_gpu(monkeypatch):
         assert main(["upscale", str(photo), str(photo.with_name("gpu.png")), "--scale", "2"]) == 0
     assert AppleTensor in seen
-    assert torch.equal(load_image(photo.with_name("cpu.png")).rgb, load_image(photo.with_name("gpu.png")).rgb)
+    difference = load_image(photo.with_name("cpu.png")).rgb - load_image(photo.with_name("gpu.png")).rgb
+    assert difference.abs().max() <= 1.001 / 255
 
 
 def test_figures_of_pictures_on_it(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
