@@ -2,10 +2,10 @@
 
     python tests/bench/bench.py --out output [--only mmdit_forward start] [--markdown docs/results/speed.md]
 
-Writes OUT/bench.json, a list of {row, name, value, bar, state}, and OUT/bench.md with machine and versions; row 0 is
-what one means of saving time gives alone. Each script runs in a process of its own and prints what it does; one that
-fails leaves its rows out, is named and ends the run with status 1. Figures are ratios within one run; let nothing else
-run.
+Writes OUT/bench.json, a list of {row, name, value, bar, state}, OUT/bench.md with machine and versions, and a plot; row
+0 is what one means of saving time gives alone. Each script runs in a process of its own and prints what it does; one
+that fails leaves its rows out, is named and ends the run with status 1. Figures are ratios within one run; let nothing
+else run.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import report
 import torch
 
 HERE = Path(__file__).parent
+PLOT = "growth.png"
 SCRIPTS = (
     "mmdit_forward",
     "control_step",
@@ -36,18 +37,19 @@ SCRIPTS = (
 )
 
 
-def run(script: str) -> list[report.Row] | None:
+def run(script: str, out: Path) -> list[report.Row] | None:
     """Run one script; None where it failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
         print(f"\n{script}", flush=True)
-        done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), "--rows", str(path)])
+        options = ["--plot", str(out / PLOT)] if script == "memory" else []
+        done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), "--rows", str(path), *options])
         if done.returncode or not path.exists():
             return None
         return [report.Row(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def table(rows: list[report.Row]) -> str:
+def table(rows: list[report.Row], plotted: bool) -> str:
     """Return the Markdown page."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     counts = {state: sum(row.state == state for row in rows) for state in ("met", "missed", "open")}
@@ -61,6 +63,7 @@ def table(rows: list[report.Row]) -> str:
         "",
         *_section([row for row in rows if row.row], "#"),
         "",
+        *([f"![Peak memory and time per megapixel]({PLOT})", ""] if plotted else []),
         "## Each means alone",
         "",
         "Time with it over time without it; it pays below 1.",
@@ -81,15 +84,19 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS)
     parser.add_argument("--markdown", type=Path, help="write the table here as well")
     options = parser.parse_args()
-    found = {script: run(script) for script in options.only}
-    rows = sorted((row for done in found.values() for row in done or []), key=lambda row: row.row)
     options.out.mkdir(parents=True, exist_ok=True)
+    found = {script: run(script, options.out) for script in options.only}
+    rows = sorted((row for done in found.values() for row in done or []), key=lambda row: row.row)
+    page = table(rows, plotted=bool(found.get("memory")))
     entries = [row.entry() for row in rows]
     (options.out / "bench.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    for path in filter(None, (options.out / "bench.md", options.markdown)):
-        path.write_text(table(rows), encoding="utf-8")
+    (options.out / "bench.md").write_text(page, encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(page, encoding="utf-8")
+        if found.get("memory"):
+            options.markdown.with_name(PLOT).write_bytes((options.out / PLOT).read_bytes())
     failed = [script for script, done in found.items() if done is None]
-    print(f"\n{table(rows)}" + (f"\nfailed: {', '.join(failed)}" if failed else ""))
+    print(f"\n{page}" + (f"\nfailed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 

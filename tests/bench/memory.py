@@ -1,6 +1,6 @@
 """Peak memory and time of a whole restoration against the size of the result, 1 to 64 megapixels.
 
-    python tests/bench/memory.py [--megapixels 1 4 16 64] [--rounds 3] [--plot docs/results/growth.png]
+    python tests/bench/memory.py [--megapixels 1 4 16 64] [--rounds 3] [--plot output/growth.png]
 
 The embedded default through `Restorer.restore`, each size in a process of its own, scale 4, a picture of noise. On the
 CPU the resident peak above that of the loaded model counts; the slope between the two largest sizes is bytes a pixel of
@@ -68,6 +68,7 @@ def plot(results: list[dict[str, float]], path: Path) -> None:
     times = [result["seconds"] / size for result, size in zip(results, sizes)]
     right.plot(sizes, [value / times[-1] for value in times], marker="o")
     right.set(xlabel="megapixels of the result", ylabel="time per megapixel, largest = 1", xscale="log", ylim=(0, 1.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, nargs="+", default=MEGAPIXELS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", type=float, help="measure this size in this process and print JSON")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, default=Path("output/growth.png"))
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.one:
@@ -96,8 +97,7 @@ def main() -> None:
     slopes = [(b["bytes"] - a["bytes"]) / (b["pixels"] - a["pixels"]) for a, b in pairwise(results)]
     per_pixel = [result["seconds"] / result["pixels"] for result in results]
     on_device = [result["device_bytes"] for result in results]
-    if options.plot:
-        plot(results, options.plot)
+    plot(results, options.plot)
     sizes = f"{options.megapixels[0]:g} to {options.megapixels[-1]:g} MP"
     report.finish(
         [
