@@ -57,7 +57,13 @@ def _add_sampling_options(group: Any) -> None:
     group.add_argument(
         "--overlap", metavar="N", type=int, help=f"overlap of tiles in output pixels {default('overlap')}"
     )
-    group.add_argument("--tile-batch", metavar="N", type=int, default=1, help="tiles per model call (default 1)")
+    group.add_argument(
+        "--tile-batch",
+        metavar="N",
+        type=int,
+        default=1,
+        help="tiles per model call; 0: as many as fit a GPU, measured (default 1)",
+    )
     group.add_argument(
         "--compile",
         action="store_true",

@@ -80,9 +80,8 @@ class TiledDenoiser:
             fixed=fixed_tiles,
         )
         self.image_tokens = None if image_tokens is None else image_tokens.to(lr_latents.device, self.dtype)
-        self.control_range = tuple(
-            percent_to_sigma(percent, config.shift) for percent in (config.control_start, config.control_end)
-        )
+        self.control_range = self._sigmas_at(config.control_start, config.control_end)
+        self.cfg_window = self._sigmas_at(config.cfg_start_percent, config.cfg_end_percent)
         sigmas = schedule(config.steps, config.shift, config.sigma_start, scheduler=config.scheduler)
         self.sigmas = sigmas[:-1].tolist()  # of the calls: one in each step
         self.on_progress, self.steps_done, self.tiles_done = on_progress, 0, 0
@@ -92,7 +91,7 @@ class TiledDenoiser:
         config = self.config
         control_scale = control_scale_at(sigma, config.control_scale, *self.control_range)
         end = config.cfg_scale if config.cfg_scale_end is None else config.cfg_scale_end
-        cfg_scale = cfg_scale_at(sigma, config.cfg_scale, end)
+        cfg_scale = cfg_scale_at(sigma, config.cfg_scale, end, self.cfg_window)
 
         def denoise_tiles(tiles: Tensor, lr_tiles: Tensor, boxes: list[Box]) -> Tensor:
             lr = self._lr_state(lr_tiles.to(self.dtype), boxes) if control_scale else None
@@ -118,6 +117,9 @@ class TiledDenoiser:
         denoised = self.run(denoise_tiles, x, where, **given, on_tile=on_tile)
         self.steps_done, self.tiles_done = step + 1, self.tiles_done + num_tiles
         return restoration_guidance(denoised, self.lr_latents, sigma, config.fidelity, config.sigma_start)
+
+    def _sigmas_at(self, start_percent: float, end_percent: float) -> tuple[float, float]:
+        return percent_to_sigma(start_percent, self.config.shift), percent_to_sigma(end_percent, self.config.shift)
 
     def _blends(self, step: int) -> bool:
         return step >= len(self.sigmas) - 1 or overlaps_in(self.sigmas[step], self.sigmas[-1])

@@ -23,9 +23,20 @@ def cfg(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
     return negative + scale * (positive - negative)
 
 
-def cfg_scale_at(sigma: float, scale_start: float, scale_end: float) -> float:
-    """Return the CFG scale at a noise level: scale_start at sigma 1, linearly to scale_end at sigma 0 (SUPIR)."""
-    return scale_end + (scale_start - scale_end) * sigma
+def cfg_scale_at(sigma: float, scale_start: float, scale_end: float, window: tuple[float, float] = (1.0, 0.0)) -> float:
+    """Return the CFG scale at a noise level: scale_start at sigma 1, linearly to scale_end at sigma 0 (SUPIR).
+
+    Args:
+        sigma: current noise level in [0, 1].
+        scale_start, scale_end: as above.
+        window: highest and lowest level with guidance, both included (Kynkäänniemi et al. 2024, "Applying guidance in
+            a limited interval"); from `percent_to_sigma`.
+
+    Returns:
+        The scale; 1 outside the window, where the negative prompt need not run.
+    """
+    highest, lowest = window
+    return scale_end + (scale_start - scale_end) * sigma if lowest <= sigma <= highest else 1.0
 
 
 def needs_negative(scale: float) -> bool:

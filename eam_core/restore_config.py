@@ -29,6 +29,8 @@ class RestoreConfig:
         sigma_start: in (0, 1]; 1 starts from pure noise, lower values from the LR latents.
         cfg_scale: classifier-free guidance at sigma 1; 1 is off.
         cfg_scale_end: the same at sigma 0, linear between; None for cfg_scale throughout.
+        cfg_start_percent, cfg_end_percent: where in the sampling guidance is active, 0 is its start and 1 its end;
+            steps outside save the negative prompt's model call.
         fidelity: restoration guidance in [0, 1], see `guidance.restoration_guidance`.
         control_scale: strength of the control stream, at least 0.
         control_start, control_end: where in the sampling the control is active, 0 is its start and 1 its end.
@@ -51,6 +53,8 @@ class RestoreConfig:
     sigma_start: float = EMBEDDED.sigma_start
     cfg_scale: float = EMBEDDED.cfg_scale
     cfg_scale_end: float | None = None
+    cfg_start_percent: float = 0.0
+    cfg_end_percent: float = 1.0
     fidelity: float = 0.0
     control_scale: float = 1.0
     control_start: float = 0.0
@@ -83,9 +87,10 @@ class RestoreConfig:
             raise ValueError(f"expected fidelity in [0, 1], got {self.fidelity}; 0 leaves the model free")
         if not 0 <= self.encoder_noise <= 1:
             raise ValueError(f"expected encoder_noise in [0, 1], got {self.encoder_noise}; 0 takes the encoder's mean")
-        if not 0 <= self.control_start < self.control_end <= 1:
-            got = f"{self.control_start} and {self.control_end}"
-            raise ValueError(f"expected 0 <= control_start < control_end <= 1, got {got}; use 0 and 1")
+        for first, last in (("control_start", "control_end"), ("cfg_start_percent", "cfg_end_percent")):
+            start, end = getattr(self, first), getattr(self, last)
+            if not 0 <= start < end <= 1:
+                raise ValueError(f"expected 0 <= {first} < {last} <= 1, got {start} and {end}; use 0 and 1")
         for name in ("control_scale", "cfg_scale", "cfg_scale_end"):
             value = getattr(self, name)
             if value is not None and not (0 <= value < math.inf):

@@ -57,7 +57,16 @@ class TiledGuider(comfy.samplers.CFGGuider):
     progress: Progress | None = None
     """Is told of each tile."""
 
-    def __init__(self, model: ModelPatcher, tiling: TilingConfig, *, cfg_start: float, cfg_end: float, fidelity: float):
+    def __init__(
+        self,
+        model: ModelPatcher,
+        tiling: TilingConfig,
+        *,
+        cfg_start: float,
+        cfg_end: float,
+        fidelity: float,
+        cfg_window: tuple[float, float] = (1.0, 0.0),
+    ):
         """Keep the settings.
 
         Args:
@@ -66,8 +75,10 @@ class TiledGuider(comfy.samplers.CFGGuider):
             cfg_start: CFG scale at sigma 1.
             cfg_end: CFG scale at sigma 0.
             fidelity: strength of restoration guidance in [0, 1].
+            cfg_window: highest and lowest sigma with guidance; outside only the positive prompt runs.
         """
         super().__init__(model)
+        self.cfg_window = cfg_window
         self.tiling, self.cfg_start, self.cfg_end, self.fidelity = tiling, cfg_start, cfg_end, fidelity
         self.tile_prompts = TilePrompts([], 0.0)
 
@@ -97,7 +108,7 @@ class TiledGuider(comfy.samplers.CFGGuider):
         """Return the denoised latents for x [B, C, H, W] at sigma `timestep` [B]."""
         options = model_options or {}
         sigma = float(timestep[0])
-        self.cfg = cfg_scale_at(sigma, self.cfg_start, self.cfg_end)
+        self.cfg = cfg_scale_at(sigma, self.cfg_start, self.cfg_end, self.cfg_window)
         size = x.shape[-2:]
 
         def cut(name: str, boxes: list[Box]) -> list[Cond]:

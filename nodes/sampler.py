@@ -8,7 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..eam_core.presets import EMBEDDED
-from .types import TileConditioningType, schema
+from .types import TileConditioningType, advanced, schema
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -153,6 +153,7 @@ class TiledSampler(io.ComfyNode):
                     tooltip="Let tiles overlap in every step, not in the last ones only: up to half as much time "
                     "again. Try it where borders of tiles show.",
                 ),
+                *map(advanced, _cfg_window()),
             ],
             outputs=[io.Latent.Output(tooltip="The restored latents, for VAE Decode.")],
         )
@@ -178,15 +179,37 @@ class TiledSampler(io.ComfyNode):
         tile_positive: TileConditioning | None = None,
         tile_strength: float = 0.5,
         blend_every_step: bool = False,
+        cfg_start_percent: float = 0.0,
+        cfg_end_percent: float = 1.0,
     ) -> io.NodeOutput:
         """Put the pieces together; all the work is core's and the guider's."""
         from .guider import TiledGuider
-        from .sampling import STEPLESS, make_sigmas, make_tiling, sample
+        from .sampling import STEPLESS, make_cfg_window, make_sigmas, make_tiling, sample
 
         sigmas = make_sigmas(model, steps, sampler_name, scheduler, start_sigma)
         tiling = make_tiling(model, tile, overlap, tile_batch, blend_every_step or sampler_name in STEPLESS)
-        guider = TiledGuider(model, tiling, cfg_start=cfg, cfg_end=cfg_end or cfg, fidelity=fidelity)
+        window = make_cfg_window(model, cfg_start_percent, cfg_end_percent)
+        scales = {"cfg_start": cfg, "cfg_end": cfg_end or cfg, "cfg_window": window}
+        guider = TiledGuider(model, tiling, **scales, fidelity=fidelity)
         guider.set_conds(positive, negative)
         guider.set_tile_prompts(tile_positive or [], tile_strength)
         sampler = comfy.samplers.sampler_object(sampler_name)
         return io.NodeOutput(sample(guider, latent, sampler, sigmas, seed))
+
+
+def _cfg_window() -> list[io.WidgetInput]:
+    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "optional": True}
+    return [
+        io.Float.Input(
+            "cfg_start_percent",
+            default=0.0,
+            tooltip="Where in the sampling cfg begins to act, 0 is the start. Steps before take half the time.",
+            **percent,
+        ),
+        io.Float.Input(
+            "cfg_end_percent",
+            default=1.0,
+            tooltip="Where in the sampling cfg stops acting, 1 is the end. Steps after take half the time.",
+            **percent,
+        ),
+    ]

@@ -49,6 +49,21 @@ def make_tiling(
     return TilingConfig(**sides, tile_batch=tile_batch, blend_every_step=blend_every_step)
 
 
+def make_cfg_window(model: ModelPatcher, start_percent: float, end_percent: float) -> tuple[float, float]:
+    """Turn percents of the sampling into the highest and lowest sigma with guidance.
+
+    Raises:
+        ValueError: nothing lies between them.
+    """
+    if start_percent >= end_percent:
+        raise ValueError(
+            f"expected cfg_start_percent below cfg_end_percent, got {start_percent:g} and {end_percent:g}; "
+            "0 and 1 guide in every step, cfg 1 in none"
+        )
+    sampling = model.get_model_object("model_sampling")
+    return sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)
+
+
 def make_sigmas(model: ModelPatcher, steps: int, sampler_name: str, scheduler: str, start_sigma: float) -> Tensor:
     """Lay out the noise levels of a run.
 

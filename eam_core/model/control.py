@@ -202,7 +202,8 @@ class ControlStream(nn.Module):
         memories, lr_tokens = [], self.embed(lr_latents, host.positions)
         for block in self.blocks:
             memory, lr_tokens = block.remember(lr_tokens)
-            memories.append(memory)
+            # As views they would keep the queries' memory too, and be read with gaps in every step.
+            memories.append(LRMemory(memory.k.contiguous(), memory.v.contiguous()))
         return memories
 
     def start(

@@ -72,8 +72,13 @@ def run_cases(restorer: Restorer) -> Cases:
         negative = text if config.cfg_scale != 1 else None
         return lambda: sample_euler(TiledDenoiser(restorer.model, lr, text, negative, config), noise, sigmas, None)
 
+    guided = {"cfg_scale": 2.0, "steps": 4, "sigma_start": 1.0}
     return {
         "no second pass where guidance is 1": (sample(cfg_scale=1.0), sample(cfg_scale=2.0)),
+        "guidance in two of four steps": (
+            sample(**guided, cfg_start_percent=0.4, cfg_end_percent=0.8),
+            sample(**guided),
+        ),
         "four tiles of 256 px at once": (sample(tile_batch=4), sample(tile_batch=1)),
     }
 

@@ -1,16 +1,19 @@
 """Peak memory and time of a whole restoration against the size of the result, 1 to 64 megapixels.
 
-    python tests/bench/memory.py [--megapixels 1 4 16 64] [--rounds 3] [--plot output/growth.png]
+    python tests/bench/memory.py [--megapixels 1 4 16 64] [--plot output/growth.png]
 
 The embedded default through `Restorer.restore`, each size in a process of its own, scale 4, a picture of noise. On the
 CPU the resident peak above that of the loaded model counts; the slope between the two largest sizes is bytes a pixel of
-the result, and what is left of the peak is the model's. On CUDA the device's own peak counts for the model. The sizes
-take turns in every round, and the least time of each counts: others on the machine only ever add to it.
+the result, and what is left of the peak is the model's. On CUDA the device's own peak counts for the model.
+
+A CPU's speed drifts by more within the minutes of a large picture than what is to be found. So there each size runs on
+one thread, and a second process restores 1 megapixel again and again at the same time: time is against that one's.
 """
 
 import json
-import math
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -30,12 +33,17 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def side_of(megapixels: float) -> int:
+    """Return the side of the square input, in pixels."""
+    return round((megapixels * 1e6) ** 0.5 / SCALE / 2) * 2
+
+
 def measure(megapixels: float, device: str) -> dict[str, float]:
     """Restore one picture; meant for a process that does nothing else."""
     from eam_core.pipeline import Restorer
     from eam_core.restore_config import RestoreConfig
 
-    side = round((megapixels * 1e6) ** 0.5 / SCALE / 2) * 2
+    side = side_of(megapixels)
     restorer, config = Restorer.embedded(device), RestoreConfig(scale=SCALE)
     restorer.restore(torch.rand(1, 3, 64, 64), config)
     if device == "cuda":
@@ -52,6 +60,48 @@ def measure(megapixels: float, device: str) -> dict[str, float]:
     found["seconds"] = seconds / rounds
     found["device_bytes"] = float(torch.cuda.max_memory_allocated()) if device == "cuda" else 0.0
     return found
+
+
+def restore_for_ever(megapixels: float) -> None:
+    """Restore pictures of one size on the CPU and print the CPU seconds of each, until it is ended."""
+    from eam_core.pipeline import Restorer
+    from eam_core.restore_config import RestoreConfig
+
+    side = side_of(megapixels)
+    restorer, config, image = Restorer.embedded(), RestoreConfig(scale=SCALE), torch.rand(1, 3, side, side)
+    while True:
+        cpu = time.process_time()
+        restorer.restore(image, config)
+        print(time.process_time() - cpu, flush=True)
+
+
+def measure_beside(megapixels: float) -> dict[str, float]:
+    """Restore one picture on one thread, and give its time over that of 1 megapixel at the same time.
+
+    Returns:
+        What `measure` returns; seconds are such that 1 megapixel takes one.
+    """
+    command, one_thread = [sys.executable, __file__], {**os.environ, "OMP_NUM_THREADS": "1"}
+    given = {"stdout": subprocess.PIPE, "text": True, "env": one_thread}
+    with subprocess.Popen([*command, "--beside", "1"], **given) as beside:
+        try:
+            assert beside.stdout is not None
+            beside.stdout.readline()  # it has loaded its model and warmed up
+            done = subprocess.run([*command, "--one", str(megapixels)], check=True, **given)
+        finally:
+            beside.terminate()
+        others = [float(line) for line in beside.stdout]
+    found = json.loads(done.stdout.splitlines()[-1])
+    side = side_of(1)
+    per_pixel = statistics.median(others) / (SCALE * side) ** 2
+    return {**found, "seconds": found["seconds"] / per_pixel / 1e6}
+
+
+def measure_alone(megapixels: float) -> dict[str, float]:
+    """Run `measure` in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(megapixels)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def plot(results: list[dict[str, float]], path: Path) -> None:
@@ -76,24 +126,23 @@ def main() -> None:
     """Run from the command line."""
     parser = report.parser(__doc__)
     parser.add_argument("--megapixels", type=float, nargs="+", default=MEGAPIXELS)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", type=float, help="measure this size in this process and print JSON")
+    parser.add_argument("--beside", type=float, help="restore this size for ever and print the time of each")
     parser.add_argument("--plot", type=Path, default=Path("output/growth.png"))
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.beside:
+        restore_for_ever(options.beside)
     if options.one:
         print(json.dumps(measure(options.one, device)))
         return
-    results = [{"seconds": math.inf} for _ in options.megapixels]
-    for _ in range(options.rounds):
-        for index, size in enumerate(options.megapixels):
-            command = [sys.executable, __file__, "--one", str(size)]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            done = json.loads(output.splitlines()[-1])
-            pixels = done["pixels"]
-            figures = f"{done['bytes'] / 1e6:7.0f} MB, {1e6 * done['seconds'] / pixels:.2f} s per MP"
-            print(f"{pixels / 1e6:6.1f} MP: {figures}", flush=True)
-            results[index] = {**done, "seconds": min(done["seconds"], results[index]["seconds"])}
+    results = []
+    for size in options.megapixels:
+        results.append(measure_beside(size) if device == "cpu" else measure_alone(size))
+        done = results[-1]
+        pixels = done["pixels"]
+        figures = f"{done['bytes'] / 1e6:7.0f} MB, time per MP {1e6 * done['seconds'] / pixels:.3f}"
+        print(f"{pixels / 1e6:6.1f} MP: {figures}", flush=True)
     slopes = [(b["bytes"] - a["bytes"]) / (b["pixels"] - a["pixels"]) for a, b in pairwise(results)]
     per_pixel = [result["seconds"] / result["pixels"] for result in results]
     on_device = [result["device_bytes"] for result in results]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from comfy_host import ComfyServer, Interrupted, Progress
-from graphs import TILED, Graph, applied, fresh, photo
+from graphs import TILED, Graph, applied, fresh, photo, refused
 from safetensors.torch import load_file
 
 
@@ -75,6 +75,29 @@ def test_cfg_end_changes_guidance_on_the_way(graph: Graph) -> None:
     )
     assert not torch.allclose(flat, falling, atol=1e-3)
     assert (falling - off).abs().mean() < (flat - off).abs().mean()
+
+
+def test_cfg_acts_only_in_its_window(graph: Graph) -> None:
+    loaded = graph.load()
+    node = graph.apply(photo(graph), loaded)
+    bare = graph.add("CLIPTextEncode", text="", clip=loaded[1])[0]
+    # Two steps, at sigma 1 and 0.5: half of the sampling has passed at the second.
+    windows = ({}, {"cfg_end_percent": 0.4}, {"cfg_start_percent": 0.6}, {"cfg": 1.0})
+    always, first, none, off = (
+        graph.latents(graph.tiled_sampler(node, **{"negative": bare, "cfg": 3.0, "start_sigma": 1.0, **window})[0])
+        for window in windows
+    )
+    assert torch.equal(none, off)
+    assert not torch.allclose(first, off, atol=1e-3) and not torch.allclose(first, always, atol=1e-3)
+
+
+def test_a_cfg_window_that_holds_nothing_is_refused(graph: Graph) -> None:
+    window = {"cfg_start_percent": 0.5, "cfg_end_percent": 0.5}
+    refused(
+        graph,
+        "expected cfg_start_percent below cfg_end_percent, got 0.5",
+        graph.tiled_sampler(applied(graph), **window)[0],
+    )
 
 
 def test_interrupted_run_leaves_nothing_behind(server: ComfyServer, photos: None) -> None:

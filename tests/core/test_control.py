@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
+from eam_core.lr_memory import memory_bytes
 from eam_core.model import control as control_module
 from eam_core.model.control import ControlParams, ControlStream, LRAttention
 from eam_core.model.control_init import LRInit, init_control
@@ -97,6 +98,15 @@ def test_remembered_lr_state_equals_computing_it_each_time(mode, kind):
         expected = psi(latents, timestep, context, pooled, lr, control_scale=0.7)
         got = psi(latents, timestep, context, pooled, memory, control_scale=0.7)
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", REMEMBERING)
+def test_what_is_remembered_takes_the_memory_that_is_counted(mode):
+    psi, (_, lr) = make_psi(mode), inputs()
+    parts = [part for block in psi.remember(lr) for part in block]
+    held = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+    assert sum(held.values()) == memory_bytes(psi.control.params, lr), "views keep alive what they are part of"
 
 
 def test_a_joint_stream_cannot_remember():

@@ -148,6 +148,27 @@ def test_guidance_mixes_both_prompts_linearly_in_sigma(tiny):
     assert torch.equal(run_denoiser(tiny, config(), positive=0, negative=1), one)
 
 
+@pytest.mark.parametrize(
+    ("window", "calls"),
+    [
+        ({}, 2),
+        ({"cfg_start_percent": 0.7}, 1),
+        ({"cfg_end_percent": 0.5}, 1),
+        ({"cfg_start_percent": 0.5, "cfg_end_percent": 0.65}, 2),
+    ],
+)
+def test_guidance_acts_only_between_start_and_end(tiny, monkeypatch, window, calls):
+    seen, velocity = [], TiledDenoiser._velocity
+    monkeypatch.setattr(TiledDenoiser, "_velocity", lambda *args: seen.append(1) or velocity(*args))
+    alone = run_denoiser(tiny, config(), positive=0)
+    once = len(seen)
+    # At shift 1, sigma 0.4 is 60% of the way.
+    got = run_denoiser(tiny, config(cfg_scale=6, **window), positive=0, negative=1)
+    assert len(seen) == (1 + calls) * once, "outside, the negative prompt's calls are saved"
+    always = run_denoiser(tiny, config(cfg_scale=6), positive=0, negative=1)
+    assert torch.equal(got, always if calls == 2 else alone) and not torch.equal(always, alone)
+
+
 def test_control_acts_only_between_start_and_end(tiny):
     with_control, without = (run_denoiser(tiny, config(control_scale=scale)) for scale in (1, 0))
     assert (with_control - without).abs().max() > 1e-2
@@ -219,6 +240,7 @@ def test_transparency_is_enlarged_apart_from_colour(restorer):
         ({"control_start": 0.5, "control_end": 0.5}, "control_start"),
         ({"cfg_scale": float("inf")}, "cfg_scale"),
         ({"cfg_scale_end": -1}, "cfg_scale_end"),
+        ({"cfg_start_percent": 0.5, "cfg_end_percent": 0.5}, "cfg_start_percent"),
         ({"color_fix": "sepia"}, "colour fix"),
     ],
 )
