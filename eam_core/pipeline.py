@@ -34,11 +34,12 @@ AUTOENCODER_TILE, AUTOENCODER_OVERLAP = 1024, 128
 
 
 def autoencoder_tiles(
-    autoencoder: object, height: int, width: int, *, unit: int = 1, align: int = 1
+    autoencoder: object, height: int, width: int, *, unit: int = 1, align: int = 1, decoding: bool = False
 ) -> tuple[int, int]:
     """Return the tile and overlap of `tiled_map` for an autoencoder and a picture, in units of `unit` pixels."""
+    largest = getattr(autoencoder, "decode_tile", AUTOENCODER_TILE) if decoding else AUTOENCODER_TILE
     overlap = getattr(autoencoder, "tile_overlap", AUTOENCODER_OVERLAP) // unit
-    return fitting_tile(height, width, tile=AUTOENCODER_TILE // unit, overlap=overlap, align=align), overlap
+    return fitting_tile(height, width, tile=largest // unit, overlap=overlap, align=align), overlap
 
 
 class Restorer:
@@ -227,7 +228,7 @@ class Restorer:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, 8H, 8W] in [0, 1], on the CPU, of latents as the network takes them."""
-        tile, overlap = autoencoder_tiles(self.autoencoder, *latents.shape[-2:], unit=DOWNSCALE)
+        tile, overlap = autoencoder_tiles(self.autoencoder, *latents.shape[-2:], unit=DOWNSCALE, decoding=True)
         decoded = tiled_map(
             lambda tiles: self.autoencoder.decode(tiles).float().cpu(),
             unscale_latents(latents, self.spec.latent_shift),

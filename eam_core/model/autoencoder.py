@@ -169,6 +169,8 @@ class PatchAutoencoder(nn.Module):
 
     tile_overlap = 48
     """Pixels; tiles that share as many give the whole picture within one grey level of 255, half of that mostly."""
+    decode_tile = 512
+    """Pixels; larger tiles are decoded no faster, as what lies between two layers leaves a CPU's cache."""
 
     def __init__(self, params: AutoencoderParams = AutoencoderParams()):
         super().__init__()
