@@ -148,9 +148,10 @@ def main() -> None:
     on_device = [result["device_bytes"] for result in results]
     plot(results, options.plot)
     sizes = f"{options.megapixels[0]:g} to {options.megapixels[-1]:g} MP"
+    last_step = " to ".join(f"{size:g}" for size in options.megapixels[-2:]) + " MP"
     report.finish(
         [
-            report.Row(row=8, name=f"bytes a pixel of the result, largest step of {sizes}", value=slopes[-1], bar=40),
+            report.Row(row=8, name=f"bytes a pixel of the result, {last_step}", value=slopes[-1], bar=40),
             report.Row(
                 row=8,
                 name=f"model's peak on the GPU, largest over smallest, {sizes}",
