@@ -26,7 +26,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a pytest whose tests xdist 3.8 cannot group: every process would start the servers of every file."""
     if config.getoption("dist", "no") == "loadgroup" and pytest.version_tuple[:2] >= (9, 2):
-        raise pytest.UsageError(f"expected a pytest below 9.2, got {pytest.__version__}; install what pyproject.toml says")
+        raise pytest.UsageError(
+            f"expected a pytest below 9.2, got {pytest.__version__}; install what pyproject.toml says"
+        )
 
 
 @pytest.fixture(scope="session")
