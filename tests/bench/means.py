@@ -103,6 +103,22 @@ def autoencoder_cases(restorer: Restorer) -> Cases:
     return cases
 
 
+def cudnn_case(device: str, dtype: torch.dtype, rounds: int) -> report.Row:
+    """Return what attention by cuDNN would give over the backend that PyTorch takes by itself."""
+    row = report.Row(row=0, name="attention by cuDNN, against PyTorch's own choice, GPU", value=None, bar=1.0)
+    if device != "cuda":
+        return row
+    width, num_tokens = SIZES[device]
+    q, k, v = torch.randn(3, 1, width // 64, 2 * num_tokens, 64, device=device, dtype=dtype)
+
+    def by_cudnn() -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return attention(q, k, v)
+
+    seconds = report.take_turns({"with": by_cudnn, "without": lambda: attention(q, k, v)}, rounds, device)
+    return dataclasses.replace(row, value=seconds["with"] / seconds["without"])
+
+
 def compiled_case(device: str, rounds: int) -> report.Row:
     """Return what torch.compile gives for one tile, and print after how many it has paid."""
     row = report.Row(row=0, name="torch.compile, one tile of 256 px of the embedded default", value=None, bar=1.0)
@@ -135,13 +151,15 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     restorer = Restorer.embedded(device)
-    layers = layer_cases(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    layers = layer_cases(device, dtype)
     runs = run_cases(restorer) | autoencoder_cases(restorer)
     rows = []
     for cases, rounds in ((layers, LAYER_ROUNDS * options.rounds), (runs, options.rounds)):
         for name, (with_it, without_it) in cases.items():
             seconds = report.take_turns({"with": with_it, "without": without_it}, rounds, device)
             rows.append(report.Row(row=0, name=name, value=seconds["with"] / seconds["without"], bar=1.0))
+    rows.append(cudnn_case(device, dtype, LAYER_ROUNDS * options.rounds))
     rows.append(compiled_case(device, LAYER_ROUNDS * options.rounds))
     print(report.machine(device))
     report.finish(rows, options.rows)
