@@ -62,9 +62,11 @@ class ComfyServer:
 
     Args:
         work_dir: the private folder; made if missing. The log is work_dir/server.log.
+        flags: more of ComfyUI's own command-line flags.
     """
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, flags: tuple[str, ...] = ()) -> None:
+        self.flags = flags
         self.work_dir = work_dir.resolve()
         self.log_path = self.work_dir / "server.log"
         self.url = ""
@@ -194,7 +196,7 @@ class ComfyServer:
         options += ["--database-url", f"sqlite:///{self.work_dir / 'user' / 'comfyui.db'}", "--disable-api-nodes"]
         if not torch.cuda.is_available():
             options += ["--cpu", "--use-pytorch-cross-attention"]
-        return options
+        return [*options, *self.flags]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS

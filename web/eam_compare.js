@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { Comparer } from "./compare/comparer.js";
 import { guardTouches } from "./compare/pointer.js";
 import { fromOutput, fromProperties, MODE, RUN } from "./compare/saved.js";
+import { after } from "./hooks.js";
 import { keepRuns } from "./last_run.js";
 
 const NODE = "EAM_Compare";
@@ -35,15 +36,6 @@ const outer = {
     }
   },
 };
-
-function after(node, name, then) {
-  const before = node[name];
-  node[name] = function (...given) {
-    const result = before?.apply(this, given);
-    then(...given);
-    return result;
-  };
-}
 
 function addComparer(node) {
   const remember = (mode) => {

@@ -31,15 +31,6 @@ SAMPLING |= {"start_sigma": 1.0, "fidelity": 0.0, "tile": 0, "overlap": 0, "tile
 PACK = Path(__file__).with_name("comfy_memory_pack.py")
 
 
-class FlaggedServer(ComfyServer):
-    """A ComfyUI with more flags."""
-
-    flags: tuple[str, ...] = ()
-
-    def _options(self, port: int) -> list[str]:
-        return [*super()._options(port), *self.flags]
-
-
 def random_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return a module's weights as small random numbers, which time and memory do not depend on."""
     return {key: torch.randn_like(value) * 0.02 for key, value in module.state_dict().items()}
@@ -81,9 +72,7 @@ def measure(flags: tuple[str, ...], params: MMDiTParams, size: int) -> int:
         write_models(folder / "models", params)
         (folder / "custom_nodes").mkdir()
         shutil.copy(PACK, folder / "custom_nodes")
-        server = FlaggedServer(folder)
-        server.flags = flags
-        with server:
+        with ComfyServer(folder, flags) as server:
             path = folder / "noise.png"
             save_image(Picture(rgb=torch.rand(1, 3, size // 4, size // 4)), path)
             found = server.run(prompt(server.upload_image(path), params))["peak"]

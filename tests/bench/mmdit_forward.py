@@ -12,7 +12,7 @@ from pathlib import Path
 import report
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path += [str(Path(__file__).resolve().parents[2] / folder) for folder in ("tools", "tests")]
 from comfy_install import comfy_root
 from comfy_launch import define_missing_operators
 
@@ -28,10 +28,7 @@ if DEVICE == "cpu":
 import comfy.options
 
 comfy.options.enable_args_parsing()
-import comfy.ops
-from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-from diffusers import SD3Transformer2DModel
-from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from peer_mmdit import comfy_mmdit, diffusers_mmdit
 
 from eam_core.model.layers import Factory
 from eam_core.model.mmdit import MMDiT, MMDiTParams
@@ -46,40 +43,9 @@ def networks(params: MMDiTParams, dtype: torch.dtype) -> dict[str, torch.nn.Modu
     ours = MMDiT(params, Factory(device=DEVICE, dtype=dtype)).eval().requires_grad_(False)
     for tensor in ours.state_dict().values():
         tensor.normal_(std=0.02)
-    theirs = OpenAISignatureMMDITWrapper(
-        input_size=None,
-        depth=params.depth,
-        in_channels=params.in_channels,
-        patch_size=params.patch_size,
-        adm_in_channels=params.pooled_size,
-        context_embedder_config={
-            "target": "torch.nn.Linear",
-            "params": {"in_features": params.context_size, "out_features": params.hidden_size},
-        },
-        num_patches=params.pos_embed_max_size**2,
-        pos_embed_max_size=params.pos_embed_max_size,
-        dtype=dtype,
-        device=DEVICE,
-        operations=comfy.ops.disable_weight_init,
-    )
+    theirs = comfy_mmdit(params, DEVICE, dtype).eval()
     theirs.load_state_dict(ours.state_dict())
-    with torch.device(DEVICE):
-        other = SD3Transformer2DModel(
-            sample_size=params.pos_embed_max_size * params.patch_size,
-            patch_size=params.patch_size,
-            in_channels=params.in_channels,
-            num_layers=params.depth,
-            num_attention_heads=params.hidden_size // 64,
-            attention_head_dim=64,
-            joint_attention_dim=params.context_size,
-            caption_projection_dim=params.hidden_size,
-            pooled_projection_dim=params.pooled_size,
-            out_channels=params.in_channels,
-            pos_embed_max_size=params.pos_embed_max_size,
-        ).to(dtype)
-    state = {f"model.diffusion_model.{key}": value for key, value in ours.state_dict().items()}
-    other.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(state), strict=False)
-    return {"ours": ours, "ComfyUI": theirs.eval(), "diffusers": other.eval()}
+    return {"ours": ours, "ComfyUI": theirs, "diffusers": diffusers_mmdit(ours)}
 
 
 @torch.no_grad()

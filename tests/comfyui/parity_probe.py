@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path += [str(Path(__file__).resolve().parents[2] / folder) for folder in ("tools", "tests")]
 from comfy_launch import define_missing_operators
 
 sys.path.insert(0, sys.argv[1])
@@ -24,13 +24,10 @@ import comfy.options
 
 comfy.options.enable_args_parsing()
 
-import comfy.ops
 import comfy.sd
 import comfy.utils
-from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.model_detection import detect_unet_config, model_config_from_unet
-from diffusers import SD3Transformer2DModel
-from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from peer_mmdit import comfy_mmdit, diffusers_mmdit
 
 from eam_core.checkpoint import CHECKPOINT_PREFIX
 from eam_core.model.layers import Factory
@@ -53,28 +50,6 @@ SMALL_VARIANTS = {
 Velocity = Callable[..., torch.Tensor]
 LATENT_SIZES = ((8, 8), (6, 14), (11, 14), (13, 5), (1, 1), (18, 18))
 TINY = MMDiTParams(depth=4, hidden_size=256, context_size=64, pooled_size=64, pos_embed_max_size=64)
-
-
-def comfy_mmdit(params: MMDiTParams, device: str) -> torch.nn.Module:
-    """Build ComfyUI's module for an architecture, from the numbers and not from our keys."""
-    return OpenAISignatureMMDITWrapper(
-        input_size=None,
-        depth=params.depth,
-        in_channels=params.in_channels,
-        patch_size=params.patch_size,
-        adm_in_channels=params.pooled_size,
-        context_embedder_config={
-            "target": "torch.nn.Linear",
-            "params": {"in_features": params.context_size, "out_features": params.hidden_size},
-        },
-        num_patches=params.pos_embed_max_size**2,
-        pos_embed_max_size=params.pos_embed_max_size,
-        qk_norm="rms" if params.qk_norm else None,
-        x_block_self_attn_layers=list(params.dual_attention_blocks),
-        dtype=torch.float32,
-        device=device,
-        operations=comfy.ops.disable_weight_init,
-    )
 
 
 def randomized(params: MMDiTParams) -> MMDiT:
@@ -125,20 +100,7 @@ def comfy_velocity(model: MMDiT) -> Velocity:
 
 def diffusers_velocity(model: MMDiT) -> Velocity:
     """Return diffusers' module with our weights as a function of our inputs."""
-    params = model.params
-    module = SD3Transformer2DModel(
-        num_layers=params.depth,
-        num_attention_heads=params.hidden_size // 64,
-        attention_head_dim=64,
-        joint_attention_dim=params.context_size,
-        caption_projection_dim=params.hidden_size,
-        pooled_projection_dim=params.pooled_size,
-        pos_embed_max_size=params.pos_embed_max_size,
-        qk_norm="rms_norm" if params.qk_norm else None,
-        dual_attention_layers=params.dual_attention_blocks,
-        out_channels=params.in_channels,
-    ).eval()
-    module.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(model.state_dict()))
+    module = diffusers_mmdit(model)
     return lambda latents, timestep, context, pooled: module(latents, context, pooled, timestep).sample
 
 

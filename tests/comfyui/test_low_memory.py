@@ -17,25 +17,14 @@ ON_GPU = torch.cuda.is_available()  # core takes --novram and --lowvram only the
 SAME = 1e-4  # latents are about 1; the same sum in another order
 
 
-class FlaggedServer(ComfyServer):
-    """A ComfyUI with flags of the test's choice."""
-
-    flags: tuple[str, ...] = ()
-
-    def _options(self, port: int) -> list[str]:
-        return [*super()._options(port), *self.flags]
-
-
-def start(server: ComfyServer, folder: Path, flags: tuple[str, ...], pack: str = "") -> FlaggedServer:
+def start(server: ComfyServer, folder: Path, flags: tuple[str, ...], pack: str = "") -> ComfyServer:
     """Prepare a server of one's own with the pictures of another one."""
     (folder / "custom_nodes").mkdir()
     if pack:
         shutil.copy(Path(__file__).with_name(pack), folder / "custom_nodes")
     (folder / "models" / "loras").mkdir(parents=True)
     shutil.copytree(server.work_dir / "input", folder / "input")
-    flagged = FlaggedServer(folder)
-    flagged.flags = flags
-    return flagged
+    return ComfyServer(folder, flags)
 
 
 @pytest.fixture(scope="module")
