@@ -21,7 +21,7 @@ from .lr_memory import LRMemories, memory_bytes
 from .model.family import LRState
 from .model.psi_dit import PsiDiT
 from .restore_config import RestoreConfig
-from .tile_batch import TileBatch, meter_for
+from .tile_batch import TileBatch, meter_for, size_for
 from .tile_plan import overlaps_in
 from .tile_run import TileRun
 from .tiling import Box, TileGrid
@@ -70,10 +70,12 @@ class TiledDenoiser:
         self.positive, self.negative = positive, negative
         self.dtype = next(model.parameters()).dtype
         self.memories = LRMemories()
-        tile_batch = TileBatch(config.tile_batch, meter=meter_for(lr_latents.device), release=self.memories.forget)
+        grid, device = config.latent_grid(*lr_latents.shape[-2:]), lr_latents.device
+        at_once = size_for(config.tile_batch, device, len(lr_latents) * grid.tile**2)
+        tile_batch = TileBatch(at_once, meter=meter_for(device), release=self.memories.forget)
         precisely = None if self.dtype == torch.float32 else self._precisely
         self.run = TileRun(
-            config.latent_grid(*lr_latents.shape[-2:]),
+            grid,
             tile_batch,
             precisely,
             blend_every_step=config.blend_every_step,

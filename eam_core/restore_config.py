@@ -36,7 +36,8 @@ class RestoreConfig:
         control_start, control_end: where in the sampling the control is active, 0 is its start and 1 its end.
         tile: side of a tile in output pixels, a multiple of 16.
         overlap: least overlap of tiles in output pixels.
-        tile_batch: tiles per model call; more is faster on a GPU and takes more memory. 0: as many as fit, measured.
+        tile_batch: tiles per model call; more is faster on a GPU and takes more memory. 0: as many as fit,
+            measured; on a CPU about 8 of 256 pixels, which is fastest.
         blend_every_step: let tiles overlap in every step and not in the last ones only, see `tile_plan`.
         encoder_noise: for models that start from the LR latents: share of the autoencoder's own spread that is drawn
             around its mean, in [0, 1].

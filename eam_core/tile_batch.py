@@ -10,9 +10,10 @@ from torch import Tensor
 from .out_of_memory import free_unused, is_out_of_memory
 
 AUTO = 0
-"""tile_batch that is chosen by measuring."""
+"""tile_batch that is chosen: by measuring memory, on a CPU by the size of the tiles."""
 
 MOST_AUTO = 16  # more tiles at once keep no device busier
+_CPU_LATENTS = 8 * 32**2  # pixels of latents; fewer at once leave a CPU's cores waiting, more are no faster
 _SHARE = 0.8  # of the free memory; the rest is for what grows beside the tiles
 
 
@@ -55,8 +56,19 @@ class CudaMeter:
 
 
 def meter_for(device: torch.device) -> MemoryMeter | None:
-    """Return a device's meter; None where batches are not measured: on a CPU they do not pay."""
+    """Return a device's meter; None where memory is not measured."""
     return CudaMeter(device) if device.type == "cuda" else None
+
+
+def size_for(size: int, device: torch.device, latent_pixels: int) -> int:
+    """Return how many tiles run at once, with `AUTO` settled for a CPU: what fits its memory is not what is fastest.
+
+    Args:
+        size: as set.
+        device: of the network.
+        latent_pixels: of a tile, in all pictures of a batch together.
+    """
+    return max(1, _CPU_LATENTS // latent_pixels) if size == AUTO and device.type == "cpu" else size
 
 
 Tell = Callable[[str], None]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
 from ..eam_core.lr_memory import LRMemories
-from ..eam_core.tile_batch import CudaMeter, TileBatch
+from ..eam_core.tile_batch import CudaMeter, TileBatch, size_for
 from ..eam_core.tile_plan import overlaps_in
 from ..eam_core.tile_run import Predict, TileRun
 from ..eam_core.tiling import Box, TileGrid
@@ -28,7 +28,7 @@ from .tile_cuts import UNCUT, conds_for_tiles, whole_conds
 
 @dataclass(frozen=True, kw_only=True)
 class TilingConfig:
-    """Tiles of the latents; `tile_batch` of them go through the model at once, 0 for as many as fit.
+    """Tiles of the latents; `tile_batch` of them go through the model at once, 0 for as many as pay.
 
     They overlap in the last steps only, unless `blend_every_step`; see `tile_plan`.
     """
@@ -96,7 +96,7 @@ class TiledGuider(comfy.samplers.CFGGuider):
         wrapper = (WrappersMP.PREPARE_SAMPLING, "eam_tiles", self._shrink_noise_shape)
         add_wrapper_with_key(*wrapper, self.model_options, is_model_options=True)
         self.memories = LRMemories()
-        self.run = self._new_run(*noise.shape[-2:])
+        self.run = self._new_run(noise)
         try:
             return super().outer_sample(noise, *args, **kwargs)
         finally:
@@ -140,19 +140,20 @@ class TiledGuider(comfy.samplers.CFGGuider):
         denoised = self.run(grouped, x, where, step=step, blend=blend, watch=watch)
         return self._guide(denoised, sigma, sigma_start=float(sigmas[0]))
 
-    def _new_run(self, height: int, width: int) -> TileRun:
-        device, base = self.model_patcher.load_device, self.model_patcher.model
-        meter = HostMeter(device) if torch.device(device).type == "cuda" else None
+    def _new_run(self, noise: Tensor) -> TileRun:
+        device, base = torch.device(self.model_patcher.load_device), self.model_patcher.model
+        meter = HostMeter(device) if device.type == "cuda" else None
 
         def release() -> bool:
             had = self.memories.forget()
             comfy.model_management.soft_empty_cache()
             return had
 
-        tile_batch = TileBatch(self.tiling.tile_batch, meter=meter, release=release, tell=_tell)
+        at_once = size_for(self.tiling.tile_batch, device, len(noise) * self.tiling.tile**2)
+        tile_batch = TileBatch(at_once, meter=meter, release=release, tell=_tell)
         precisely = None if computes_in(base) == torch.float32 else lambda: in_float32(base)
         return TileRun(
-            self._grid(height, width),
+            self._grid(*noise.shape[-2:]),
             tile_batch,
             precisely,
             # Neighbours that follow different prompts disagree, which only the blend of every step evens out.

@@ -119,8 +119,8 @@ class TiledSampler(io.ComfyNode):
                     default=1,
                     min=0,
                     max=64,
-                    tooltip="Tiles at once: faster where memory allows; the result is the same. 0: as many as fit, "
-                    "measured on a GPU, 1 on a CPU.",
+                    tooltip="Tiles at once: faster where memory allows; the result is the same. 0: as many as fit a "
+                    "GPU, measured, or pay on a CPU (8 of 256 pixels).",
                 ),
                 io.Float.Input(
                     "cfg_end",

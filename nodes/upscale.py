@@ -131,7 +131,8 @@ def _folded() -> list[io.WidgetInput]:
             min=0,
             max=64,
             optional=True,
-            tooltip="Tiles at once: faster on a large GPU, and the result is the same. 0: as many as fit, measured.",
+            tooltip="Tiles at once: faster, and the result is the same. "
+            "0: as many as fit a GPU, measured, or pay on a CPU.",
         ),
         io.Combo.Input(
             "color_fix",

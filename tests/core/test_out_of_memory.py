@@ -15,7 +15,7 @@ from eam_core.out_of_memory import OutOfMemory, is_out_of_memory
 from eam_core.presets import SPECS, fitting_overlap
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import sample_euler
-from eam_core.tile_batch import AUTO, MOST_AUTO, TileBatch
+from eam_core.tile_batch import AUTO, MOST_AUTO, TileBatch, size_for
 from eam_core.tile_run import TileRun
 from eam_core.tiling import TileGrid, tiled, tiled_map
 
@@ -236,6 +236,21 @@ def test_auto_runs_one_tile_and_then_as_many_as_its_peak_says(free, most):
         torch.testing.assert_close(tiled(fn, x, grid, tile_batch=batch), x)
     assert sizes[0] == 1 and set(sizes[1:3]) == {most} and max(sizes) == most
     assert meter.starts == 1, "measured again"
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "latent_pixels", "expected"),
+    [
+        (AUTO, "cpu", 32**2, 8),
+        (AUTO, "cpu", 2 * 32**2, 4),
+        (AUTO, "cpu", 128**2, 1),
+        (3, "cpu", 32**2, 3),
+        (AUTO, "cuda", 32**2, AUTO),
+        (AUTO, "mps", 32**2, AUTO),
+    ],
+)
+def test_auto_on_a_cpu_goes_by_the_size_of_tiles(size, device, latent_pixels, expected):
+    assert size_for(size, torch.device(device), latent_pixels) == expected
 
 
 def test_auto_without_a_meter_is_one():
