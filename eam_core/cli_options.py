@@ -62,7 +62,7 @@ def _add_sampling_options(group: Any) -> None:
         metavar="N",
         type=int,
         default=1,
-        help="tiles per model call; 0: as many as fit a GPU, measured (default 1)",
+        help="tiles per model call; 0: as many as fit a GPU, measured, or pay on a CPU (default 1)",
     )
     group.add_argument(
         "--compile",
