@@ -1,16 +1,15 @@
-"""The MMDiT of ComfyUI and of diffusers with our weights; to be imported once ComfyUI is on the path and configured."""
+"""The MMDiT of ComfyUI and of diffusers, built from an architecture's numbers; each needs its package only."""
 
-import comfy.ops
 import torch
-from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-from diffusers import SD3Transformer2DModel
-from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
 from eam_core.model.mmdit import MMDiT, MMDiTParams
 
 
 def comfy_mmdit(params: MMDiTParams, device: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """Build ComfyUI's module for an architecture, from the numbers and not from our keys."""
+    """Build ComfyUI's module, which must be on the path and configured, from the numbers and not from our keys."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+
     return OpenAISignatureMMDITWrapper(
         input_size=None,
         depth=params.depth,
@@ -31,21 +30,30 @@ def comfy_mmdit(params: MMDiTParams, device: str, dtype: torch.dtype = torch.flo
     )
 
 
-def diffusers_mmdit(model: MMDiT) -> torch.nn.Module:
+def diffusers_mmdit(params: MMDiTParams) -> torch.nn.Module:
+    """Build diffusers' module with weights as it draws them."""
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        num_layers=params.depth,
+        num_attention_heads=params.hidden_size // 64,
+        attention_head_dim=64,
+        joint_attention_dim=params.context_size,
+        caption_projection_dim=params.hidden_size,
+        pooled_projection_dim=params.pooled_size,
+        pos_embed_max_size=params.pos_embed_max_size,
+        qk_norm="rms_norm" if params.qk_norm else None,
+        dual_attention_layers=params.dual_attention_blocks,
+        out_channels=params.in_channels,
+    ).eval()
+
+
+def diffusers_mmdit_of(model: MMDiT) -> torch.nn.Module:
     """Build diffusers' module with a model's weights, where they are and in their dtype."""
-    params, weight = model.params, next(model.parameters())
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    weight = next(model.parameters())
     with torch.device(weight.device):
-        module = SD3Transformer2DModel(
-            num_layers=params.depth,
-            num_attention_heads=params.hidden_size // 64,
-            attention_head_dim=64,
-            joint_attention_dim=params.context_size,
-            caption_projection_dim=params.hidden_size,
-            pooled_projection_dim=params.pooled_size,
-            pos_embed_max_size=params.pos_embed_max_size,
-            qk_norm="rms_norm" if params.qk_norm else None,
-            dual_attention_layers=params.dual_attention_blocks,
-            out_channels=params.in_channels,
-        ).to(weight.dtype)
+        module = diffusers_mmdit(model.params).to(weight.dtype)
     module.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(model.state_dict()))
-    return module.eval()
+    return module

@@ -28,7 +28,7 @@ if DEVICE == "cpu":
 import comfy.options
 
 comfy.options.enable_args_parsing()
-from peer_mmdit import comfy_mmdit, diffusers_mmdit
+from peer_mmdit import comfy_mmdit, diffusers_mmdit_of
 
 from eam_core.model.layers import Factory
 from eam_core.model.mmdit import MMDiT, MMDiTParams
@@ -45,7 +45,7 @@ def networks(params: MMDiTParams, dtype: torch.dtype) -> dict[str, torch.nn.Modu
         tensor.normal_(std=0.02)
     theirs = comfy_mmdit(params, DEVICE, dtype).eval()
     theirs.load_state_dict(ours.state_dict())
-    return {"ours": ours, "ComfyUI": theirs, "diffusers": diffusers_mmdit(ours)}
+    return {"ours": ours, "ComfyUI": theirs, "diffusers": diffusers_mmdit_of(ours)}
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ comfy.options.enable_args_parsing()
 import comfy.sd
 import comfy.utils
 from comfy.model_detection import detect_unet_config, model_config_from_unet
-from peer_mmdit import comfy_mmdit, diffusers_mmdit
+from peer_mmdit import comfy_mmdit, diffusers_mmdit_of
 
 from eam_core.checkpoint import CHECKPOINT_PREFIX
 from eam_core.model.layers import Factory
@@ -100,7 +100,7 @@ def comfy_velocity(model: MMDiT) -> Velocity:
 
 def diffusers_velocity(model: MMDiT) -> Velocity:
     """Return diffusers' module with our weights as a function of our inputs."""
-    module = diffusers_mmdit(model)
+    module = diffusers_mmdit_of(model)
     return lambda latents, timestep, context, pooled: module(latents, context, pooled, timestep).sample
 
 

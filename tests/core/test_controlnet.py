@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from controlnet_models import BASES, NUM_BLOCKS, PLAIN, SMALL, fresh, inputs, random_, trained
+from peer_mmdit import diffusers_mmdit
 
 from eam_core.diffusers_keys import to_sd3_keys
 from eam_core.model.control_init import init_controlnet
@@ -68,18 +69,7 @@ def test_copies_start_as_the_bases_first_blocks(num_blocks, kind):
 def test_numbers_are_those_of_diffusers(diffusers, depth, num_blocks, kind):
     params = dataclasses.replace(BASES[kind], depth=depth)
     torch.manual_seed(0)
-    transformer = diffusers.SD3Transformer2DModel(
-        num_layers=depth,
-        num_attention_heads=params.hidden_size // 64,
-        attention_head_dim=64,
-        joint_attention_dim=params.context_size,
-        caption_projection_dim=params.hidden_size,
-        pooled_projection_dim=params.pooled_size,
-        pos_embed_max_size=params.pos_embed_max_size,
-        qk_norm="rms_norm" if params.qk_norm else None,
-        dual_attention_layers=params.dual_attention_blocks,
-        out_channels=params.in_channels,
-    ).eval()
+    transformer = diffusers_mmdit(params)
     random_(transformer)
     reference = diffusers.SD3ControlNetModel.from_transformer(
         transformer, num_layers=num_blocks, num_extra_conditioning_channels=0
