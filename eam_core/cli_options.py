@@ -67,7 +67,7 @@ def _add_sampling_options(group: Any) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model first: minutes, then tiles take less time (a tenth or more on a CPU); for large folders",
+        help="compile the model first: minutes, then less time per tile (a tenth or more on a CPU); for large folders",
     )
     group.add_argument(
         "--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default auto: a GPU if found)"
