@@ -157,7 +157,8 @@ class DataCaptioner:
         self, waiting: set[Future[dict[str, str | None]]], on_done: Callable[[int], object]
     ) -> set[Future[dict[str, str | None]]]:
         done, left = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in done:
+        # What ends the run comes last: what else is ready then counts.
+        for future in sorted(done, key=lambda future: future.exception() is not None):
             results = future.result()
             self.failed |= {key: why for key, why in results.items() if why}
             on_done(len(results))

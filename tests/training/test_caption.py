@@ -7,6 +7,7 @@ import re
 import sys
 import tarfile
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from eam_core.captioning.caption import Caption
 from eam_core.captioning.captioner import SubjectCaptioner
 from eam_core.captioning.endpoint import EndpointError
 from eam_core.captioning.messages import CaptionError
-from train import run_folder
+from train import caption_data, run_folder
 from train.caption_data import read_reduced
 from train.caption_lists import listed_keys
 from train.data.samples import Blob, Photo
@@ -102,6 +103,17 @@ def test_a_batch_too_large_for_the_model_is_listed_and_a_model_of_no_use_ends_th
         run(Broken(1, 2, 3, error=error), photos, tmp_path / "c", modes=("da",))
     listed = (tmp_path / "c" / "failed.rank0.txt").read_text()
     assert listed.count("ran out") == 2 and "photos/0.da.txt" in texts(tmp_path / "c")
+
+
+def test_a_failure_that_is_ready_together_with_what_ends_the_run_is_listed(photos, tmp_path, monkeypatch):
+    def all_ready_the_error_first(futures, return_when):
+        done, left = wait(futures)
+        return sorted(done, key=lambda future: future.exception() is None), left
+
+    monkeypatch.setattr(caption_data, "wait", all_ready_the_error_first)
+    with pytest.raises(CaptionError, match="ran out"):
+        run(Broken(1, 2, 3), photos, tmp_path / "out", modes=("da",))
+    assert listed_keys(tmp_path / "out") == {"photos/1", "photos/2"}
 
 
 def test_requests_that_fail_in_a_row_end_the_run_and_do_not_keep_other_pictures_from_it(photos, tmp_path):
