@@ -61,8 +61,7 @@ def _add_sampling_options(group: Any) -> None:
         "--tile-batch",
         metavar="N",
         type=int,
-        default=1,
-        help="tiles per model call; 0: as many as fit a GPU, measured, or pay on a CPU (default 1)",
+        help="tiles per model call (default 0: as many as make it faster and fit into memory)",
     )
     group.add_argument(
         "--compile",

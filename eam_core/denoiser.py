@@ -21,7 +21,7 @@ from .lr_memory import LRMemories, memory_bytes
 from .model.family import LRState
 from .model.psi_dit import PsiDiT
 from .restore_config import RestoreConfig
-from .tile_batch import TileBatch, meter_for, size_for
+from .tile_batch import TileBatch, meter_for, most_auto
 from .tile_plan import overlaps_in
 from .tile_run import TileRun
 from .tiling import Box, TileGrid
@@ -71,8 +71,8 @@ class TiledDenoiser:
         self.dtype = next(model.parameters()).dtype
         self.memories = LRMemories()
         grid, device = config.latent_grid(*lr_latents.shape[-2:]), lr_latents.device
-        at_once = size_for(config.tile_batch, device, len(lr_latents) * grid.tile**2)
-        tile_batch = TileBatch(at_once, meter=meter_for(device), release=self.memories.forget)
+        most = 1 if fixed_tiles else most_auto(device, len(lr_latents) * grid.tile_height * grid.tile_width)
+        tile_batch = TileBatch(config.tile_batch, most_auto=most, meter=meter_for(device), release=self.memories.forget)
         precisely = None if self.dtype == torch.float32 else self._precisely
         self.run = TileRun(
             grid,

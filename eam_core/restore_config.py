@@ -11,7 +11,7 @@ from .images import check_scale
 from .model.autoencoder import DOWNSCALE
 from .presets import EMBEDDED, Spec, fitting_overlap
 from .sampling import get_sampler
-from .tile_batch import check_tile_batch
+from .tile_batch import AUTO, check_tile_batch
 from .tiling import TileGrid
 
 
@@ -36,8 +36,8 @@ class RestoreConfig:
         control_start, control_end: where in the sampling the control is active, 0 is its start and 1 its end.
         tile: side of a tile in output pixels, a multiple of 16.
         overlap: least overlap of tiles in output pixels.
-        tile_batch: tiles per model call; more is faster on a GPU and takes more memory. 0: as many as fit,
-            measured; on a CPU about 8 of 256 pixels, which is fastest.
+        tile_batch: tiles per model call, the same picture up to rounding; 0: as many as make it faster (up to 16 of
+            256 pixels or one of 1024 on a GPU, 8 of 256 on a CPU) and, measured, fit a GPU.
         blend_every_step: let tiles overlap in every step and not in the last ones only, see `tile_plan`.
         encoder_noise: for models that start from the LR latents: share of the autoencoder's own spread that is drawn
             around its mean, in [0, 1].
@@ -62,7 +62,7 @@ class RestoreConfig:
     control_end: float = 1.0
     tile: int = EMBEDDED.tile
     overlap: int = EMBEDDED.overlap
-    tile_batch: int = 1
+    tile_batch: int = AUTO
     blend_every_step: bool = False
     encoder_noise: float = 1.0
     color_fix: ColorFix = EMBEDDED.color_fix  # type: ignore[assignment]

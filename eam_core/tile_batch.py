@@ -10,10 +10,10 @@ from torch import Tensor
 from .out_of_memory import free_unused, is_out_of_memory
 
 AUTO = 0
-"""tile_batch that is chosen: by measuring memory, on a CPU by the size of the tiles."""
+"""tile_batch that is chosen: by the size of the tiles, and on a GPU by measuring memory too."""
 
-MOST_AUTO = 16  # more tiles at once keep no device busier
-_CPU_LATENTS = 8 * 32**2  # pixels of latents; fewer at once leave a CPU's cores waiting, more are no faster
+# Pixels of latents that keep a device busy; with fewer at once it waits between calls, with more it is no faster.
+_BUSY = {"cpu": 8 * 32**2, "cuda": 128**2}  # on a GPU one tile of SD3's own size
 _SHARE = 0.8  # of the free memory; the rest is for what grows beside the tiles
 
 
@@ -60,15 +60,14 @@ def meter_for(device: torch.device) -> MemoryMeter | None:
     return CudaMeter(device) if device.type == "cuda" else None
 
 
-def size_for(size: int, device: torch.device, latent_pixels: int) -> int:
-    """Return how many tiles run at once, with `AUTO` settled for a CPU: what fits its memory is not what is fastest.
+def most_auto(device: torch.device, latent_pixels: int) -> int:
+    """Return how many tiles `AUTO` runs at once at most; one on devices whose memory is not measured.
 
     Args:
-        size: as set.
         device: of the network.
         latent_pixels: of a tile, in all pictures of a batch together.
     """
-    return max(1, _CPU_LATENTS // latent_pixels) if size == AUTO and device.type == "cpu" else size
+    return max(1, _BUSY.get(device.type, 0) // latent_pixels)
 
 
 Tell = Callable[[str], None]
@@ -93,6 +92,7 @@ class TileBatch:
         self,
         size: int,
         *,
+        most_auto: int = 1,
         meter: MemoryMeter | None = None,
         release: Callable[[], bool] | None = None,
         tell: Tell = warn,
@@ -101,15 +101,18 @@ class TileBatch:
 
         Args:
             size: tiles at once; `AUTO` runs one, measures what it took, and takes as many as fit from then on.
-            meter: of the device; without one, `AUTO` is 1.
+            most_auto: most of them with `AUTO`, see the function of that name.
+            meter: of the device; without one, `AUTO` takes the most at once.
             release: frees what a run keeps to save time and says whether there was anything; the same tiles are then
                 tried again before their number is halved.
             tell: is told of smaller batches.
         """
         check_tile_batch(size)
-        self.size, self.release, self.tell = max(size, 1), release, tell
-        self.meter = meter if size == AUTO else None
+        self.meter = meter if size == AUTO and most_auto > 1 else None
         """Until the first tile was measured."""
+        first = 1 if self.meter else most_auto
+        self.size, self.most_auto = size if size != AUTO else first, most_auto
+        self.release, self.tell = release, tell
         self.headroom = 1.0
         """How many times as large as the tiles that run now later ones may be."""
 
@@ -152,6 +155,6 @@ class TileBatch:
         meter.start()
         result = fn(num)
         each = max(1, int(self.headroom * meter.peak()) // num)
-        self.size = min(MOST_AUTO, max(1, int(_SHARE * meter.free()) // each))
+        self.size = min(self.most_auto, max(1, int(_SHARE * meter.free()) // each))
         self.meter = None
         return result

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..eam_core.guidance import cfg_scale_at, restoration_guidance
 from ..eam_core.lr_memory import LRMemories
-from ..eam_core.tile_batch import CudaMeter, TileBatch, size_for
+from ..eam_core.tile_batch import CudaMeter, TileBatch, most_auto
 from ..eam_core.tile_plan import overlaps_in
 from ..eam_core.tile_run import Predict, TileRun
 from ..eam_core.tiling import Box, TileGrid
@@ -28,7 +28,7 @@ from .tile_cuts import UNCUT, conds_for_tiles, whole_conds
 
 @dataclass(frozen=True, kw_only=True)
 class TilingConfig:
-    """Tiles of the latents; `tile_batch` of them go through the model at once, 0 for as many as pay.
+    """Tiles of the latents; `tile_batch` of them go through the model at once, 0 for as many as fit and pay.
 
     They overlap in the last steps only, unless `blend_every_step`; see `tile_plan`.
     """
@@ -149,16 +149,18 @@ class TiledGuider(comfy.samplers.CFGGuider):
             comfy.model_management.soft_empty_cache()
             return had
 
-        at_once = size_for(self.tiling.tile_batch, device, len(noise) * self.tiling.tile**2)
-        tile_batch = TileBatch(at_once, meter=meter, release=release, tell=_tell)
+        fixed = TORCH_COMPILE_KWARGS in self.model_patcher.model_options
+        grid = self._grid(*noise.shape[-2:])
+        most = 1 if fixed else most_auto(device, len(noise) * grid.tile_height * grid.tile_width)
+        tile_batch = TileBatch(self.tiling.tile_batch, most_auto=most, meter=meter, release=release, tell=_tell)
         precisely = None if computes_in(base) == torch.float32 else lambda: in_float32(base)
         return TileRun(
-            self._grid(*noise.shape[-2:]),
+            grid,
             tile_batch,
             precisely,
             # Neighbours that follow different prompts disagree, which only the blend of every step evens out.
             blend_every_step=self.tiling.blend_every_step or bool(self.tile_prompts.places),
-            fixed=TORCH_COMPILE_KWARGS in self.model_patcher.model_options,
+            fixed=fixed,
             may_cut=lambda: not any(key in cond for key in UNCUT for conds in self.conds.values() for cond in conds),
         )
 

@@ -116,11 +116,10 @@ class TiledSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tile_batch",
-                    default=1,
+                    default=0,
                     min=0,
                     max=64,
-                    tooltip="Tiles at once: faster where memory allows; the result is the same. 0: as many as fit a "
-                    "GPU, measured, or pay on a CPU (8 of 256 pixels).",
+                    tooltip="Tiles at once; the result is the same. 0: as many as make it faster and fit into memory.",
                 ),
                 io.Float.Input(
                     "cfg_end",

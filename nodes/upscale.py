@@ -127,12 +127,11 @@ def _folded() -> list[io.WidgetInput]:
         io.Int.Input("overlap", max=2048, tooltip="In pixels of the result. 0: what the model likes.", **size),
         io.Int.Input(
             "tile_batch",
-            default=1,
+            default=0,
             min=0,
             max=64,
             optional=True,
-            tooltip="Tiles at once: faster, and the result is the same. "
-            "0: as many as fit a GPU, measured, or pay on a CPU.",
+            tooltip="Tiles at once; the result is the same. 0: as many as make it faster and fit into memory.",
         ),
         io.Combo.Input(
             "color_fix",

@@ -56,7 +56,7 @@ class Settings:
     control_scale: float = 1.0
     tile: int = 0
     overlap: int = 0
-    tile_batch: int = 1
+    tile_batch: int = 0
     color_fix: str = AUTO
     encoder_noise: float = 1.0
 

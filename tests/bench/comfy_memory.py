@@ -27,7 +27,7 @@ SMALL = MMDiTParams(depth=2, hidden_size=128, pos_embed_max_size=96)
 WAYS = {"default settings": ((), 16.0), "--lowvram": (("--lowvram",), 8.0)}
 NUM_TEXT_TOKENS = 154
 SAMPLING = {"seed": 0, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "sgm_uniform"}
-SAMPLING |= {"start_sigma": 1.0, "fidelity": 0.0, "tile": 0, "overlap": 0, "tile_batch": 1}
+SAMPLING |= {"start_sigma": 1.0, "fidelity": 0.0, "tile": 0, "overlap": 0, "tile_batch": 0}
 PACK = Path(__file__).with_name("comfy_memory_pack.py")
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     restorer, side = Restorer.embedded(device), options.size // 8
-    config = RestoreConfig(steps=options.steps, sigma_start=1.0, blend_every_step=True)
+    config = RestoreConfig(steps=options.steps, sigma_start=1.0, tile_batch=1, blend_every_step=True)
     lr, noise = torch.randn(2, 1, 16, side, side, device=device)
     texts = restorer._texts(config)
     sigmas = schedule(config.steps, config.shift, config.sigma_start).to(device)

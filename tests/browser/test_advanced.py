@@ -46,4 +46,4 @@ def test_folded_values_are_saved_sent_and_loaded(classic_page: Any) -> None:
     assert page.evaluate(f"{NODE}.widgets.find((widget) => widget.name === 'steps').value") == 7
     assert page.evaluate(SHOWN) == VISIBLE
     sent = page.evaluate("app.graphToPrompt().then((prompt) => Object.values(prompt.output)[0].inputs)")
-    assert (sent["steps"], sent["sampler_name"], sent["tile_batch"]) == (7, "auto", 1)
+    assert (sent["steps"], sent["sampler_name"], sent["tile_batch"]) == (7, "auto", 0)

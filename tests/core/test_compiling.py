@@ -10,13 +10,21 @@ from eam_core.pipeline import Restorer
 from eam_core.restore_config import RestoreConfig
 from eam_core.tile_run import NumbersError
 
-CONFIG = RestoreConfig(tile=64, overlap=16)
+CONFIG = RestoreConfig(tile=64, overlap=16, tile_batch=1)
+
+
+def num_at_once(restorer, image):
+    """Return how many tiles went through the model in each call, where that is not set."""
+    done = [0]
+    restorer.restore(image, dataclasses.replace(CONFIG, tile_batch=0), lambda now, total: done.append(now))
+    return {later - sooner for sooner, later in zip(done, done[1:])}
 
 
 def test_a_compiled_model_gives_the_same_picture_in_tiles_of_other_shapes_too():
     restorer, image = Restorer.embedded(), torch.rand(1, 3, 24, 24)
     other = dataclasses.replace(CONFIG, tile=96)
     before, before_other = restorer.restore(image, CONFIG), restorer.restore(image, other)
+    assert max(num_at_once(restorer, image)) > 1
     calls = []
 
     def backend(graph, inputs):
@@ -27,6 +35,7 @@ def test_a_compiled_model_gives_the_same_picture_in_tiles_of_other_shapes_too():
     assert torch.equal(restorer.restore(image, CONFIG), before)
     assert calls, "the compiled graph did not run"
     assert torch.allclose(restorer.restore(image, other), before_other, atol=1e-6)
+    assert num_at_once(restorer, image) == {1}, "compiled for one"
 
 
 def test_errors_of_the_model_keep_their_own_words():

@@ -17,7 +17,7 @@ from eam_core.tile_run import TileRun
 from eam_core.tiling import TileGrid
 
 HEIGHT, WIDTH = 16, 28  # latents: 1 x 3 tiles
-CONFIG = RestoreConfig(steps=2, sigma_start=1.0, tile=128, overlap=64, blend_every_step=True)
+CONFIG = RestoreConfig(steps=2, sigma_start=1.0, tile=128, overlap=64, tile_batch=1, blend_every_step=True)
 BAD = (0, 6, 16, 16)  # the second tile's box
 
 

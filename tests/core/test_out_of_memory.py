@@ -15,12 +15,12 @@ from eam_core.out_of_memory import OutOfMemory, is_out_of_memory
 from eam_core.presets import SPECS, fitting_overlap
 from eam_core.restore_config import RestoreConfig
 from eam_core.sampling import sample_euler
-from eam_core.tile_batch import AUTO, MOST_AUTO, TileBatch, size_for
+from eam_core.tile_batch import AUTO, TileBatch, most_auto
 from eam_core.tile_run import TileRun
 from eam_core.tiling import TileGrid, tiled, tiled_map
 
 SIDE = 72  # latents
-CONFIG = RestoreConfig(steps=2, sigma_start=1.0, tile=512, overlap=128, blend_every_step=True)
+CONFIG = RestoreConfig(steps=2, sigma_start=1.0, tile=512, overlap=128, tile_batch=1, blend_every_step=True)
 FAILURE = torch.OutOfMemoryError("tried to allocate 2 GiB")
 
 
@@ -221,7 +221,7 @@ class Meter:
         return self.bytes_free
 
 
-@pytest.mark.parametrize(("free", "most"), [(0, 1), (100, 1), (350, 2), (1000, 8), (10**6, MOST_AUTO)])
+@pytest.mark.parametrize(("free", "most"), [(0, 1), (100, 1), (350, 2), (1000, 8), (10**6, 16)])
 def test_auto_runs_one_tile_and_then_as_many_as_its_peak_says(free, most):
     meter, sizes = Meter(100, free), []
 
@@ -231,7 +231,7 @@ def test_auto_runs_one_tile_and_then_as_many_as_its_peak_says(free, most):
         return tiles
 
     x, grid = torch.randn(1, 3, 256, 256), TileGrid(height=256, width=256, tile=32, overlap=8)
-    batch = TileBatch(AUTO, meter=meter)
+    batch = TileBatch(AUTO, most_auto=16, meter=meter)
     for _ in range(2):
         torch.testing.assert_close(tiled(fn, x, grid, tile_batch=batch), x)
     assert sizes[0] == 1 and set(sizes[1:3]) == {most} and max(sizes) == most
@@ -239,25 +239,35 @@ def test_auto_runs_one_tile_and_then_as_many_as_its_peak_says(free, most):
 
 
 @pytest.mark.parametrize(
-    ("size", "device", "latent_pixels", "expected"),
+    ("device", "latent_pixels", "expected"),
     [
-        (AUTO, "cpu", 32**2, 8),
-        (AUTO, "cpu", 2 * 32**2, 4),
-        (AUTO, "cpu", 128**2, 1),
-        (3, "cpu", 32**2, 3),
-        (AUTO, "cuda", 32**2, AUTO),
-        (AUTO, "mps", 32**2, AUTO),
+        ("cpu", 32**2, 8),
+        ("cpu", 2 * 32**2, 4),
+        ("cpu", 128**2, 1),
+        ("cuda", 32**2, 16),
+        ("cuda", 64**2, 4),
+        ("cuda", 128**2, 1),
+        ("cuda", 192**2, 1),
+        ("mps", 32**2, 1),
     ],
 )
-def test_auto_on_a_cpu_goes_by_the_size_of_tiles(size, device, latent_pixels, expected):
-    assert size_for(size, torch.device(device), latent_pixels) == expected
+def test_auto_goes_by_the_size_of_tiles(device, latent_pixels, expected):
+    assert most_auto(torch.device(device), latent_pixels) == expected
 
 
-def test_auto_without_a_meter_is_one():
+@pytest.mark.parametrize("most", [1, 4])
+def test_auto_without_a_meter_takes_the_most_at_once(most):
     sizes = []
-    grid = TileGrid(height=64, width=64, tile=32, overlap=8)
-    tiled(lambda tiles, boxes: sizes.append(len(boxes)) or tiles, torch.randn(1, 3, 64, 64), grid, tile_batch=AUTO)
-    assert set(sizes) == {1}
+    grid = TileGrid(height=64, width=64, tile=16, overlap=0)
+    batch = TileBatch(AUTO, most_auto=most)
+    tiled(lambda tiles, boxes: sizes.append(len(boxes)) or tiles, torch.randn(1, 3, 64, 64), grid, tile_batch=batch)
+    assert set(sizes) == {most}
+
+
+def test_where_auto_runs_one_tile_nothing_is_measured():
+    meter = Meter(100, 10**6)
+    TileBatch(AUTO, most_auto=1, meter=meter).run(lambda num: torch.zeros(num), 3)
+    assert not meter.starts
 
 
 def test_what_cannot_be_cut_into_tiles_fails_at_once():

@@ -182,12 +182,12 @@ def test_lr_state_is_remembered_per_tile_while_it_fits(tiny, monkeypatch):
     restorer, calls = tiny.restorer("self"), []
     remember = restorer.model.remember
     monkeypatch.setattr(restorer.model, "remember", lambda lr: calls.append(1) or remember(lr))
-    expected = restorer.restore(photo(60, 100), config(steps=3))
+    expected = restorer.restore(photo(60, 100), config(steps=3, tile_batch=1))
     grid = config().latent_grid(15, 25)
     num_tiles = len({*overlapping_tiles(grid).boxes, *meeting_tiles(grid, 0).boxes, *meeting_tiles(grid, 1).boxes})
     assert len(calls) == num_tiles
     monkeypatch.setattr(denoiser_module, "LR_MEMORY_BYTES", 0)
-    assert torch.equal(restorer.restore(photo(60, 100), config(steps=3)), expected)
+    assert torch.equal(restorer.restore(photo(60, 100), config(steps=3, tile_batch=1)), expected)
     assert len(calls) == num_tiles, "what is not kept pays for no step alone"
 
 

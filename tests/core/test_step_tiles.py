@@ -14,7 +14,7 @@ from eam_core.seams import seam_ratio
 from eam_core.tile_plan import overlapping_tiles
 from eam_core.tiling import TileGrid
 
-SMALL = RestoreConfig(tile=64, overlap=16, sigma_start=1.0)
+SMALL = RestoreConfig(tile=64, overlap=16, tile_batch=1, sigma_start=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_progress_counts_the_tiles_that_run(restorer):
 
 def test_no_borders_show_after_several_steps(restorer):
     photo = resize(load_image(ASSETS / "sample_lr.png").rgb, (80, 80)).clamp(0, 1)
-    config = RestoreConfig(steps=4, sigma_start=1.0, tile=128, overlap=32)
+    config = RestoreConfig(steps=4, sigma_start=1.0, tile=128, overlap=32, tile_batch=1)
     whole = restorer.restore(photo, dataclasses.replace(config, tile=320, overlap=32))
     tiles = restorer.restore(photo, config)
     every = restorer.restore(photo, dataclasses.replace(config, blend_every_step=True))
