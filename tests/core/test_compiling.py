@@ -1,6 +1,7 @@
 """torch.compile as an option: the same picture, and one sentence where a machine cannot."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def num_at_once(restorer, image):
     """Return how many tiles went through the model in each call, where that is not set."""
     done = [0]
     restorer.restore(image, dataclasses.replace(CONFIG, tile_batch=0), lambda now, total: done.append(now))
-    return {later - sooner for sooner, later in zip(done, done[1:])}
+    return {later - sooner for sooner, later in itertools.pairwise(done)}
 
 
 def test_a_compiled_model_gives_the_same_picture_in_tiles_of_other_shapes_too():
