@@ -1,6 +1,6 @@
 """Time of one forward pass of the MMDiT against ComfyUI's and diffusers', with the same weights and attention.
 
-    python tests/bench/mmdit_forward.py [--rounds 20]     # CPU: small, float32; CUDA: SD3 medium at 1024 px, bf16
+    python tests/bench/mmdit_forward.py [--rounds 60]     # CPU: small, float32; CUDA: SD3 medium at 1024 px, bf16
 
 Weights are random: time does not depend on them. The three take turns; the figure is ours over the faster of theirs.
 """
@@ -17,7 +17,7 @@ from comfy_install import comfy_root
 from comfy_launch import define_missing_operators
 
 OPTIONS = report.parser(__doc__)
-OPTIONS.add_argument("--rounds", type=int, default=20)
+OPTIONS.add_argument("--rounds", type=int, default=60)
 GIVEN = OPTIONS.parse_args()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # ComfyUI reads the command line when it is imported.

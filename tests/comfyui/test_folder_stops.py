@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from comfy_host import ComfyServer
@@ -34,8 +35,13 @@ def own_server(allowed: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
-def slow_job(server: ComfyServer, seconds: float = 0.3) -> Job:
-    job = Job(server, ("TestWait", {"seconds": seconds}))
+def waiting(load: str, held: int, seconds: float) -> tuple[str, dict[str, Any]]:
+    return "TestWait", {"seconds": seconds, "index": [load, 4], "held": held}
+
+
+def slow_job(server: ComfyServer, held: int, seconds: float = 0.05) -> Job:
+    """Give a job that takes its time with each picture, and more of it with the one of number `held`."""
+    job = Job(server, waiting("load", held, seconds))
     make_pictures(job.folder, *NAMES)
     return job
 
@@ -58,7 +64,7 @@ def last_text(server: ComfyServer) -> str:
 
 
 def test_cancel_stops_the_folder_and_queueing_goes_on(own_server: ComfyServer) -> None:
-    job = slow_job(own_server)
+    job = slow_job(own_server, 3)
     job.queue()
     wait_for(lambda: begun(job) == NAMES[:3])
     time.sleep(0.1)
@@ -72,9 +78,9 @@ def test_cancel_stops_the_folder_and_queueing_goes_on(own_server: ComfyServer) -
 
 
 def test_cancel_stops_both_folders_of_a_graph(own_server: ComfyServer) -> None:
-    job, other = slow_job(own_server), Job(own_server)
+    job, other = slow_job(own_server, 3), Job(own_server)
     make_pictures(other.folder, *NAMES)
-    job.second(other.folder.name, other.output.name, ("TestWait", {"seconds": 0.3}))
+    job.second(other.folder.name, other.output.name, waiting("load2", 3, 0.05))
     job.queue()
     wait_for(lambda: begun(job)[2:] == NAMES[2:3] or begun(other)[2:] == NAMES[2:3])
     time.sleep(0.1)
@@ -87,7 +93,7 @@ def test_cancel_stops_both_folders_of_a_graph(own_server: ComfyServer) -> None:
 
 
 def test_a_stopped_overwrite_goes_on(own_server: ComfyServer) -> None:
-    job = slow_job(own_server)
+    job = slow_job(own_server, 3)
     assert job.run() == "Finished: 8 of 8."
     job.queue(existing="overwrite")
     wait_for(lambda: begun(job)[8:] == NAMES[:3])
@@ -111,10 +117,9 @@ def test_results_that_are_none_are_listed(own_server: ComfyServer) -> None:
 
 
 def test_clearing_the_queue_stops_after_the_picture(own_server: ComfyServer) -> None:
-    job = slow_job(own_server)
+    job = slow_job(own_server, 2)
     job.queue()
     wait_for(lambda: begun(job) == NAMES[:2])
-    time.sleep(0.1)
     own_server._post("/queue", json={"clear": True})
     wait_idle(own_server)
     assert job.results() == NAMES[:2]
@@ -123,7 +128,7 @@ def test_clearing_the_queue_stops_after_the_picture(own_server: ComfyServer) -> 
 
 
 def test_other_prompts_get_their_turn(own_server: ComfyServer) -> None:
-    job, other = slow_job(own_server), Job(own_server)
+    job, other = slow_job(own_server, 2, seconds=0.3), Job(own_server)
     make_pictures(other.folder, "a.png")
     job.queue()
     wait_for(lambda: len(begun(job)) == 2)
@@ -135,7 +140,7 @@ def test_other_prompts_get_their_turn(own_server: ComfyServer) -> None:
 
 
 def test_a_picture_that_vanishes_in_between(own_server: ComfyServer) -> None:
-    job = slow_job(own_server)
+    job = slow_job(own_server, 1)
     job.queue()
     wait_for(lambda: begun(job) == NAMES[:1])
     (job.folder / "5.png").unlink()
@@ -158,7 +163,7 @@ def test_a_full_disk_stops_the_folder(own_server: ComfyServer) -> None:
 
 # The last one: it ends the server.
 def test_a_killed_server(own_server: ComfyServer, server: ComfyServer, allowed: Path) -> None:
-    killed = slow_job(own_server)
+    killed = slow_job(own_server, 4)
     make_pictures(allowed / "in", *NAMES)
     killed.output = allowed / "out"
     killed.queue(folder=str(allowed / "in"), output_folder=str(killed.output))

@@ -6,16 +6,19 @@ import time
 
 from comfy.model_management import throw_exception_if_processing_interrupted
 
+HELD = 2.0  # seconds; long enough for a test to see where the folder is, on a busy machine too
+
 
 class TestWait:
     FUNCTION, CATEGORY, RETURN_TYPES = "run", "test", ("IMAGE",)
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE",), "seconds": ("FLOAT",)}}
+        index = ("INT", {"default": 0})
+        return {"required": {"image": ("IMAGE",), "seconds": ("FLOAT",)}, "optional": {"index": index, "held": index}}
 
-    def run(self, image, seconds):
-        end = time.monotonic() + seconds
+    def run(self, image, seconds, index=0, held=0):
+        end = time.monotonic() + (HELD if held and index == held else seconds)
         while time.monotonic() < end:
             throw_exception_if_processing_interrupted()
             time.sleep(0.01)
