@@ -100,7 +100,7 @@ def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--blocks", type=int, help="24 on CUDA, else 2")
     parser.add_argument("--size", type=int, default=1024, help="side in pixels")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bench = Bench(device, options.blocks or (24 if device == "cuda" else 2), options.size)
