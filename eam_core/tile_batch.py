@@ -13,7 +13,7 @@ AUTO = 0
 """tile_batch that is chosen: by the size of the tiles, and on a GPU by measuring memory too."""
 
 # Pixels of latents that keep a device busy; with fewer at once it waits between calls, with more it is no faster.
-_BUSY = {"cpu": 8 * 32**2, "cuda": 128**2}  # on a GPU one tile of SD3's own size
+_BUSY = {"cpu": 8 * 32**2, "cuda": 128**2}  # measured on a CPU; on a GPU one tile of SD3's own size, not measured
 _SHARE = 0.8  # of the free memory; the rest is for what grows beside the tiles
 
 
