@@ -110,8 +110,7 @@ class TileBatch:
         check_tile_batch(size)
         self.meter = meter if size == AUTO and most_auto > 1 else None
         """Until the first tile was measured."""
-        first = 1 if self.meter else most_auto
-        self.size, self.most_auto = size if size != AUTO else first, most_auto
+        self.size, self.most_auto = size or (1 if self.meter else most_auto), most_auto
         self.release, self.tell = release, tell
         self.headroom = 1.0
         """How many times as large as the tiles that run now later ones may be."""

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument(
         "--kept", nargs="+", type=float, default=KEPT, help="shares of LR tokens, compared with the first"
     )
-    parser.add_argument("--rounds", type=int, help="default 20 on CUDA, 2 elsewhere")
+    parser.add_argument("--rounds", type=int, help="default 20 on CUDA, 3 elsewhere")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, where memory asks for it")
     options = parser.parse_args()
@@ -86,7 +86,7 @@ def main() -> None:
     masks = [None if mask is None else mask.to(device) for mask in masks]
     bench.step(masks[-1])  # first calls allocate and choose kernels
     times: list[list[float]] = [[] for _ in masks]
-    for _ in range(options.rounds or (20 if device == "cuda" else 2)):
+    for _ in range(options.rounds or (20 if device == "cuda" else 3)):
         for mask, taken in zip(masks, times):
             taken.append(bench.step(mask))
 
